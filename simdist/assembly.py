@@ -1,0 +1,138 @@
+"""From a scenario to the things that run it: task, job, engine, network, plan, pricer."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from simdist.communication.plans import Plan, collectives_plan
+from simdist.execution.blocks import split_into_blocks
+from simdist.execution.engine import Engine, LocalEngine, set_threads
+from simdist.execution.lockstep import Hold
+from simdist.execution.pacing import Pacer
+from simdist.execution.pricing import StepPricer
+from simdist.execution.wiring import Wiring
+from simdist.program.program import LockstepProgram
+from simdist.scenario import Scenario, check_fits, check_machine
+from simdist.schedules import Job
+
+if TYPE_CHECKING:
+    from simdist.workloads.workload import Task
+
+
+def build_task(scenario: Scenario) -> Task:
+    """Load the data and model.
+
+    Raises:
+        InputError: when the machine, the data, the mesh or the optimizer does not fit the scenario.
+    """
+    check_machine(scenario)
+    set_threads(threads_of(scenario))
+    task = scenario.workload.build(scenario.seed, scenario.torch_dtype, torch.device(scenario.engine.device))
+    check_fits(scenario, task.units)
+    return task
+
+
+def build_job(scenario: Scenario, task: Task) -> Job:
+    """Return what the schedule needs to make its program."""
+    return Job(
+        task=task,
+        rule=scenario.optimizer,
+        mesh=scenario.mesh.shape,
+        steps=scenario.steps,
+        seed=scenario.seed,
+        lr_schedule=scenario.lr_schedule,
+        reshard_after_forward=scenario.mesh.reshard_after_forward,
+        evaluate_every=scenario.evaluation.every,
+        measure_every=scenario.diagnostics.every,
+    )
+
+
+def build_plan(scenario: Scenario) -> Plan:
+    return collectives_plan(scenario.network.collectives)
+
+
+def build_wiring(scenario: Scenario) -> Wiring:
+    return Wiring.from_names(scenario.wire.model_dump())
+
+
+def build_pricer(scenario: Scenario) -> StepPricer:
+    """Return what prices lock-step steps under the scenario's network and compute settings.
+
+    Raises:
+        InputError: when the network lacks a worker's host or is disconnected.
+    """
+    mesh = scenario.mesh.shape
+    return StepPricer(
+        scenario.network.network(mesh.workers),
+        (mesh.replicas, mesh.shards),
+        build_plan(scenario),
+        flops_per_second(scenario),
+    )
+
+
+def flops_per_second(scenario: Scenario) -> list[float]:
+    return [scenario.compute.flops_per_second(worker) for worker in range(scenario.workers)]
+
+
+def threads_of(scenario: Scenario) -> int:
+    """Return torch's threads per process: one where bits must not depend on the machine, all cores if stacked."""
+    if scenario.engine.threads is not None:
+        return scenario.engine.threads
+    return (os.cpu_count() or 1) if scenario.engine.name == "stacked" else 1
+
+
+def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None) -> Engine:
+    """Return the engine that a lock-step scenario names, not started yet."""
+    engine, mesh, wiring = scenario.engine, scenario.mesh.shape, build_wiring(scenario)
+    if engine.name == "ray":
+        from simdist.execution.ray_engine import RayEngine, default_actors
+
+        data = scenario.to_dict()
+        return RayEngine(
+            functools.partial(_program_in_actor, data),
+            mesh,
+            wiring,
+            scenario.seed,
+            split_into_blocks(
+                mesh.workers, engine.actors, engine.workers_per_actor, default_actors(engine.device)
+            ),
+            make_hold=functools.partial(_hold_in_actor, data) if paced(scenario) else None,
+            device=engine.device,
+            threads=threads_of(scenario),
+            address=ray_address,
+        )
+    hold = _hold(scenario) if paced(scenario) else None
+    program = build_program(scenario, job)
+    if engine.name == "stacked":
+        return LocalEngine.stacked(program, mesh, wiring, scenario.seed, hold, engine.chunk)
+    return LocalEngine.inline(program, mesh, wiring, scenario.seed, hold)
+
+
+def build_program(scenario: Scenario, job: Job) -> LockstepProgram:
+    program: LockstepProgram = scenario.schedule.program(job)
+    return program
+
+
+def paced(scenario: Scenario) -> bool:
+    return scenario.network.mode == "paced"
+
+
+def _hold(scenario: Scenario) -> Hold:
+    return Pacer(build_pricer(scenario), time.monotonic, time.sleep)
+
+
+def _program_in_actor(data: dict[str, Any]) -> LockstepProgram:
+    scenario = Scenario.from_dict(data)
+    return build_program(scenario, build_job(scenario, build_task(scenario)))
+
+
+def _hold_in_actor(data: dict[str, Any]) -> Hold:
+    return _hold(Scenario.from_dict(data))
+
+

@@ -1,0 +1,244 @@
+"""The command line: reads arguments, calls the functions behind, and turns errors into one message and a status.
+
+Exit status: 0 done, 2 bad input, 3 the run failed, 130 interrupted. torch, ray and matplotlib are imported inside the
+commands, so that ``simdist --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from simdist import __version__
+from simdist.errors import InputError, RunError, SimdistError
+
+if TYPE_CHECKING:
+    from simdist.scenario import Scenario
+
+F = TypeVar("F", bound=Callable[..., None])
+
+app = typer.Typer(
+    name="simdist",
+    help="A testbed for distributed training without a cluster: real training, counted bytes, simulated network time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def answers(command: F) -> F:
+    """Turn what a command raises into one message on stderr and an exit status."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (KeyboardInterrupt, Exception) as error:
+            if isinstance(error, (typer.Exit, typer.Abort, typer.BadParameter)):
+                raise
+            raise typer.Exit(report_error(error)) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+def report_error(error: BaseException) -> int:
+    """Print one message on stderr and return the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        typer.echo(f"Interrupted.{' ' + str(error) if str(error) else ''}", err=True)
+        return 130
+    if isinstance(error, SimdistError):
+        typer.echo(f"Error: {error}", err=True)
+        return error.exit_status
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        from simdist.explaining import explain
+
+        typer.echo(f"Error: {explain(error)}", err=True)
+        return InputError.exit_status
+    debug = os.environ.get("SIMDIST_DEBUG", "") not in ("", "0")
+    if debug:
+        traceback.print_exception(error)
+    hint = "" if debug else " Run 'simdist --debug ...' to see where."
+    typer.echo(f"Error: simdist itself failed: {type(error).__name__}: {error}.{hint}", err=True)
+    return RunError.exit_status
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"simdist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also: SIMDIST_DEBUG=1).")] = False,
+) -> None:
+    """Run, re-time and compare distributed training without a cluster."""
+    if debug:
+        os.environ["SIMDIST_DEBUG"] = "1"
+
+
+SCENARIO = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A Python file with scenario(), a scenario.yaml, or a run folder.")
+]
+OUT = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="A new folder for the results.")]
+SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key; may be repeated.")]
+OVER = Annotated[
+    list[str] | None, typer.Option("--over", metavar="KEY=V1,V2,...", help="Every one of these values; repeatable.")
+]
+ENGINE = Annotated[str | None, typer.Option("--engine", metavar="NAME", help="inline, stacked or ray.")]
+RAY = Annotated[str | None, typer.Option("--ray-address", metavar="ADDR", help="Attach to this Ray cluster.")]
+QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def _overrides(changes: list[str] | None, engine: str | None) -> list[str]:
+    return [*(changes or []), *([f"engine.name={engine}"] if engine else [])]
+
+
+def _uses_ray(scenario: Scenario, ray_address: str | None) -> None:
+    if ray_address is not None and scenario.engine.name != "ray":
+        raise InputError(
+            f"--ray-address: got {ray_address!r} with engine {scenario.engine.name!r}; "
+            f"expected it only with --engine ray"
+        )
+
+
+@app.command()
+@answers
+def run(
+    scenario: SCENARIO,
+    out: OUT = None,
+    changes: SET = None,
+    engine: ENGINE = None,
+    ray_address: RAY = None,
+    quiet: QUIET = False,
+) -> None:
+    """Train once: real values, counted bytes, simulated seconds."""
+    from simdist.loading import load_scenario
+
+    resolved = load_scenario(scenario, _overrides(changes, engine))
+    _uses_ray(resolved, ray_address)
+    from simdist import running
+
+    folder = running.run(resolved, out=out, progress=not quiet, ray_address=ray_address)
+    typer.echo(f"Run folder: {folder}")
+
+
+@app.command()
+@answers
+def sweep(
+    scenario: SCENARIO,
+    over: OVER = None,
+    out: OUT = None,
+    changes: SET = None,
+    engine: ENGINE = None,
+    ray_address: RAY = None,
+    quiet: QUIET = False,
+) -> None:
+    """Run every combination of some values; finished points are skipped, so a sweep can be taken up again."""
+    from simdist import sweeping
+    from simdist.loading import load, parse_over
+    from simdist.scenario import Scenario, Sweep
+
+    found = load(scenario, _overrides(changes, engine), prefer="sweep")
+    wanted = Sweep(base=found, name=f"{found.name}-sweep") if isinstance(found, Scenario) else found
+    wanted = wanted.model_copy(update={"over": {**wanted.over, **parse_over(over or [])}})
+    if not wanted.over:
+        raise InputError(f"got the scenario {scenario!r} without --over; expected --over KEY=V1,V2,... or a sweep()")
+    for point in sweeping.points(wanted):
+        _uses_ray(point.scenario, ray_address)
+    from rich.console import Console
+
+    from simdist import running
+
+    folder = out if out is not None else Path("runs") / wanted.name
+    outcomes = sweeping.run_sweep(
+        wanted, folder, running.run, progress=not quiet, ray_address=ray_address, tell=typer.echo
+    )
+    Console().print(sweeping.table(outcomes))
+    typer.echo(f"Sweep folder: {folder}")
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    if failed:
+        named = "\n".join(f"  {outcome.point.name}: {outcome.message}" for outcome in failed)
+        raise RunError(f"{len(failed)} of {len(outcomes)} points failed; the same command tries them again:\n{named}")
+
+
+@app.command()
+@answers
+def retime(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a lock-step run.")],
+    changes: SET = None,
+    over: OVER = None,
+    out: OUT = None,
+) -> None:
+    """Price a recorded run under other networks, without training."""
+    from simdist.retiming import retime_command
+
+    retime_command(run, changes or [], over or [], out)
+
+
+@app.command()
+@answers
+def report(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run or sweep folders.")],
+    out: OUT = None,
+) -> None:
+    """Draw figures and one self-contained HTML page from run or sweep folders."""
+    from simdist.results.report import report as write_report
+
+    typer.echo(f"Report: {write_report(paths, out)}")
+
+
+@app.command()
+@answers
+def check(scenario: SCENARIO, changes: SET = None, engine: ENGINE = None) -> None:
+    """Validate a scenario and print it with every default filled in; nothing is trained."""
+    from simdist import listing
+    from simdist.loading import load
+    from simdist.scenario import Sweep
+
+    found = load(scenario, _overrides(changes, engine))
+    if isinstance(found, Sweep):
+        typer.echo(listing.check_sweep(found))
+    else:
+        typer.echo(listing.check_scenario(found))
+
+
+@app.command("list")
+@answers
+def list_things(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="[WHAT]", help="optimizers, codecs, topologies, workloads, schedules or devices."),
+    ] = None,
+) -> None:
+    """Show what there is, with one line each."""
+    from rich.console import Console
+
+    from simdist.listing import tables
+
+    for table in tables(what):
+        Console().print(table)
+
+
+def main() -> None:
+    """Entry point of the ``simdist`` command."""
+    try:
+        app()
+    except KeyboardInterrupt as error:
+        sys.exit(report_error(error))
+
+
+if __name__ == "__main__":
+    main()

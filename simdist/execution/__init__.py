@@ -1,0 +1,1 @@
+"""Runs programs: engines, the virtual clock and the pricing of steps."""

@@ -1,0 +1,115 @@
+"""Engines for lock-step programs: who holds the workers, and how a step of all of them is run."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from simdist.execution.exchange import Alone
+from simdist.execution.inline import inline_worker
+from simdist.execution.lockstep import BlockResolver, Hold, LockstepBlock, Resolver, StepOutcome
+from simdist.execution.stacked import StackedResolver, cohort
+from simdist.execution.wiring import Wiring
+from simdist.program import MeshShape, Worker
+from simdist.program.program import LockstepProgram
+
+
+class Engine(ABC):
+    """Runs the workers of one lock-step program. Use as a context manager; leaving it frees whatever it holds."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Make the workers and their initial states.
+
+        Raises:
+            InputError: when the engine cannot be had (no answer from a Ray address, no GPU, ...).
+        """
+
+    @abstractmethod
+    def steps(self, first: int, last: int) -> Iterator[StepOutcome]:
+        """Run steps ``first`` to ``last`` and yield what each did.
+
+        Raises:
+            RunError: when a worker's process is lost.
+        """
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the full parameters as they are now."""
+
+    @abstractmethod
+    def peak_rss_bytes(self) -> int:
+        """Return the largest resident memory so far, summed over the engine's processes."""
+
+    def close(self) -> None:
+        """Free processes and connections."""
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LocalEngine(Engine):
+    """All workers in this process: one coroutine each (``inline``) or one for the whole cohort (``stacked``)."""
+
+    def __init__(self, program: LockstepProgram, workers: list[Worker], resolver: Resolver, hold: Hold | None) -> None:
+        self._block = LockstepBlock(program, workers, resolver, hold)
+
+    @classmethod
+    def inline(
+        cls, program: LockstepProgram, mesh: MeshShape, wiring: Wiring, seed: int, hold: Hold | None = None
+    ) -> LocalEngine:
+        """One coroutine per worker: the reference."""
+        workers = [inline_worker(mesh, index, seed) for index in range(mesh.workers)]
+        return cls(program, workers, BlockResolver(mesh, wiring, Alone(mesh.workers)), hold)
+
+    @classmethod
+    def stacked(
+        cls,
+        program: LockstepProgram,
+        mesh: MeshShape,
+        wiring: Wiring,
+        seed: int,
+        hold: Hold | None = None,
+        chunk: int | None = None,
+    ) -> LocalEngine:
+        """One coroutine for all workers; ``chunk`` bounds how many workers' gradients exist at a time."""
+        return cls(program, [cohort(mesh, seed, chunk)], StackedResolver(mesh, wiring), hold)
+
+    def start(self) -> None:
+        self._block.start()
+
+    def steps(self, first: int, last: int) -> Iterator[StepOutcome]:
+        for step in range(first, last + 1):
+            yield self._block.step(step)
+
+    def parameters(self) -> dict[str, Tensor]:
+        return self._block.parameters()
+
+    def peak_rss_bytes(self) -> int:
+        return peak_rss_bytes()
+
+    @property
+    def states(self) -> list[object]:
+        """The states between steps: one per worker, or one with leading worker axes."""
+        return self._block.states
+
+
+def peak_rss_bytes() -> int:
+    """Return this process's largest resident memory so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def set_threads(threads: int) -> None:
+    """Give torch this many threads; one keeps sums in the same order on every engine."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,183 @@
+"""The lock-step loop: a block of worker coroutines advances wave by wave, and records what it asked for.
+
+All blocks of a run execute the same loop on their own; they meet only in :class:`Exchange.swap`, so no central
+process stands between two collectives.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOps, WaveOps
+from simdist.errors import ProgramError
+from simdist.execution.collectives import Groups, Part
+from simdist.execution.exchange import Exchange
+from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local, words
+from simdist.program import MeshShape, Worker
+from simdist.program.program import LockstepProgram
+from simdist.program.requests import Request, Wave
+
+#: Called after every wave with the descriptors of the step so far; a paced run holds the transfers back here.
+Hold = Callable[[StepOps], None]
+
+
+class Resolver(ABC):
+    """Computes what the workers of a block receive for one wave."""
+
+    @abstractmethod
+    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], WaveOps]:
+        """Return each worker's answers and the descriptors of the wave, measurements left out."""
+
+
+class BlockResolver(Resolver):
+    """One coroutine per worker: every request holds that worker's own tensor."""
+
+    def __init__(self, mesh: MeshShape, wiring: Wiring, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.wiring = wiring
+        self.local = exchange.blocks[exchange.me]
+        self.groups = Groups(mesh, self.local, exchange.blocks, exchange.me)
+
+    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], WaveOps]:
+        items: list[Part | None] = []
+        ops: list[CollectiveOp | ComputeOp | SleepOp] = []
+        for requests in self._aligned(waves):
+            first = requests[0]
+            if isinstance(first, COLLECTIVES):
+                part = self.groups.part(requests, self.wiring.codec(first.label))
+                items.append(part)
+                if part.op is not None:
+                    ops.append(part.op)
+            else:
+                items.append(None)
+                ops.append(describe_local(first))
+        arrived = self._swap([part for part in items if part])
+        columns = [part.answers(arrived) if part else [None] * len(waves) for part in items]
+        return [tuple(column[i] for column in columns) for i in range(len(waves))], tuple(ops)
+
+    def _swap(self, parts: Sequence[Part]) -> dict[int, Any]:
+        blocks = range(len(self.exchange.blocks))
+        outgoing = {b: [x for part in parts for x in part.outgoing.get(b, [])] for b in blocks}
+        incoming = {b: [x for part in parts for x in part.incoming.get(b, [])] for b in blocks}
+        arrived = self.exchange.swap(
+            {b: tensors for b, tensors in outgoing.items() if tensors},
+            {b: tensors for b, tensors in incoming.items() if tensors},
+        )
+        return {b: iter(tensors) for b, tensors in arrived.items()}
+
+    def _aligned(self, waves: Sequence[Wave]) -> list[Any]:
+        """Regroup the waves of all workers by item, after checking that they ask for the same things."""
+        first = waves[0]
+        for position, wave in enumerate(waves):
+            mine = [_signature(request) for request in wave]
+            if mine != [_signature(request) for request in first]:
+                raise ProgramError(
+                    f"workers of a lock-step program must ask for the same things: worker {self.local[0]} asks for "
+                    f"[{'; '.join(map(words, first))}], worker {self.local[position]} for "
+                    f"[{'; '.join(map(words, wave))}]. Expected one sequence of collectives for all workers; "
+                    "workers that differ need a schedule with lockstep = False"
+                )
+        return list(zip(*waves, strict=True))
+
+
+def _signature(request: Request) -> tuple[Any, ...]:
+    if isinstance(request, COLLECTIVES):
+        rest = {k: v for k, v in vars(request).items() if k not in ("axis", "tensor")}
+        return (type(request), request.axis.name, *rest.items())
+    return (type(request), *vars(request).items())
+
+
+@dataclass
+class StepOutcome:
+    """What one step did: its descriptors, and the numbers that its program reported."""
+
+    step: int
+    ops: StepOps
+    report: dict[str, float | None]
+    observations: list[dict[str, Any]] = field(default_factory=list)
+
+
+class LockstepBlock:
+    """The workers of one block, their states, and the loop that drives them through a step."""
+
+    def __init__(
+        self, program: LockstepProgram, workers: Sequence[Worker], resolver: Resolver, hold: Hold | None = None
+    ) -> None:
+        self.program = program
+        self.workers = workers
+        self.resolver = resolver
+        self.hold = hold
+        self.states: list[Any] = []
+
+    def start(self) -> None:
+        """Make the initial states."""
+        self.states, ops = self._drive([self.program.start(worker) for worker in self.workers])
+        if any(ops):
+            raise ProgramError("a program's start() used the network; expected its first transfer in step 1")
+
+    def step(self, step: int) -> StepOutcome:
+        """Run one step of all workers."""
+        for worker in self.workers:
+            worker.observations.clear()
+        results, ops = self._drive(
+            [
+                self.program.step(worker, state, step)
+                for worker, state in zip(self.workers, self.states, strict=True)
+            ],
+            self.hold,
+        )
+        self.states = [state for state, _ in results]
+        report = {key: scalar(value) for key, value in results[0][1].items()}
+        seen = [{k: scalar(v) for k, v in row.items()} for row in self.workers[0].observations]
+        return StepOutcome(step, ops, report, seen)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the full parameters, as the first worker of the block sees them."""
+        results, _ = self._drive(
+            [
+                self.program.parameters(worker, state)
+                for worker, state in zip(self.workers, self.states, strict=True)
+            ]
+        )
+        found: dict[str, Tensor] = results[0]
+        return self.workers[0].ops.plain(found)
+
+    def _drive(
+        self, programs: Sequence[Coroutine[Any, Any, Any]], hold: Hold | None = None
+    ) -> tuple[list[Any], StepOps]:
+        """Run coroutines to their end, all workers wave by wave."""
+        answers: list[Any] = [None] * len(programs)
+        record: list[WaveOps] = []
+        try:
+            while True:
+                waves, results = [], []
+                for program, answer in zip(programs, answers, strict=True):
+                    try:
+                        waves.append(program.send(answer))
+                    except StopIteration as stop:
+                        results.append(stop.value)
+                if results and waves:
+                    raise ProgramError(
+                        f"{len(results)} of {len(programs)} workers ended their step while the others still ask for "
+                        f"[{'; '.join(map(words, waves[0]))}]; expected the same sequence of requests on all workers"
+                    )
+                if results:
+                    return results, tuple(record)
+                answers, ops = self.resolver.resolve(waves)
+                if ops:
+                    record.append(ops)
+                    if hold is not None:
+                        hold(tuple(record))
+        finally:
+            for program in programs:
+                program.close()
+
+
+def scalar(value: Any) -> Any:
+    """Return a reported tensor as a number (a cohort's copies of it are averaged); other values as they are."""
+    return float(value.detach().double().mean()) if isinstance(value, Tensor) else value

@@ -1,0 +1,384 @@
+"""The virtual clock: waves of descriptors in, times out. Event-driven, one clock per worker, no tensors.
+
+Workers hand in *waves*, items that are in flight together; a wave is over when all its items are. The rules:
+
+- Compute items of a wave add up on the worker's one compute stream, which starts with the wave; sleeps run beside it.
+- A collective starts, group by group, when its last member has asked for it. The k-th collective that each member of
+  a group asks for on an axis must be the same one.
+- Fusion: collectives of one wave with the same (axis, op, root) that a group starts together run as one schedule. Their
+  payloads add up, latency is paid once, they start and end together (NCCL group calls, dion's mega-batches). Each
+  still is an event, and a ledger row, of its own.
+- All else that is under way shares the links by max-min fairness.
+- Collectives for diagnostics synchronise, but take no time.
+
+Times are seconds as floats. Nothing here reads a wall clock; ties go by (time, worker, counter).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from simdist.communication.plans.plan import Plan, Round
+from simdist.communication.trace import CollectiveOp, ComputeOp, ReceiveOp, SendOp, SleepOp, WaveOps
+from simdist.errors import DeadlockError, ProgramError
+from simdist.execution.events import (
+    DIAGNOSTIC,
+    Answer,
+    Event,
+    Groups,
+    Op,
+    Place,
+    Woken,
+    op_detail,
+    op_name,
+    worker_list,
+)
+from simdist.network.flows import FlowSimulator
+from simdist.network.network import Network
+
+__all__ = ["Answer", "Event", "Place", "Timeline", "Woken"]
+
+
+@dataclass(slots=True)
+class _Wave:
+    ops: WaveOps
+    number: int
+    open: int
+    answers: list[Answer]
+    done: list[bool]
+    joined: dict[int, _Collective] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Collective:
+    op: CollectiveOp
+    group: tuple[int, ...]
+    first: int
+    places: dict[int, Place] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Schedule:
+    """Fused collectives of one group under way: the rounds still to come, and transfers left in this one."""
+
+    collectives: list[_Collective]
+    start: float
+    rounds: deque[tuple[Round, int]]
+    left: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Message:
+    op: SendOp
+    place: Place
+    start: float
+    arrived: bool = False
+
+
+class Timeline:
+    """Times of waves handed in by workers, as they come.
+
+    Args:
+        network: routes and links between the workers.
+        mesh: (replicas, shards).
+        plan: how groups carry out collectives.
+        flops_per_second: speed of each worker.
+        start: when each worker begins (default: all at zero).
+
+    Attributes:
+        now: the current instant in seconds.
+        events: what is over, in order of completion.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        mesh: tuple[int, int],
+        plan: Plan,
+        flops_per_second: Sequence[float],
+        start: Sequence[float] | None = None,
+    ) -> None:
+        count = mesh[0] * mesh[1]
+        assert network.workers == count == len(flops_per_second)
+        self.now = 0.0
+        self.events: list[Event] = []
+        self._network = network
+        self._plan = plan
+        self._groups = Groups(mesh)
+        self._speeds = tuple(flops_per_second)
+        self._clocks = [0.0] * count if start is None else [float(time) for time in start]
+        self._busy = [0.0] * count
+        self._begun = [0] * count
+        self._waves: dict[int, _Wave] = {}
+        self._complete: set[int] = set()
+        self._flows = FlowSimulator(network.sharing)
+        self._carries: dict[int, _Schedule | _Message] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._counter = 0
+        # Per axis and worker: how many collectives it has asked for; per (axis, group's first worker, k): who is there.
+        self._asked: dict[tuple[str, int], int] = defaultdict(int)
+        self._gathering: dict[tuple[str, int, int], _Collective] = {}
+        # Messages of one (sender, receiver, tag) keep their order; per receiver: delivered and not yet taken.
+        self._lanes: dict[tuple[int, int, str], deque[_Message]] = defaultdict(deque)
+        self._delivered: dict[int, list[tuple[float, int, int, _Message]]] = defaultdict(list)
+        self._receiving: dict[int, list[tuple[int, ReceiveOp, float]]] = {}
+
+    def clock(self, worker: int) -> float:
+        """Return when the worker last woke."""
+        return self._clocks[worker]
+
+    def compute_seconds(self, worker: int) -> float:
+        """Return how long the worker has been busy computing, in all."""
+        return self._busy[worker]
+
+    def waiting(self) -> Mapping[int, tuple[Op, ...]]:
+        """Return the incomplete items of each worker that waits."""
+        return {
+            worker: tuple(op for op, done in zip(wave.ops, wave.done, strict=True) if not done)
+            for worker, wave in sorted(self._waves.items())
+        }
+
+    def submit(self, worker: int, ops: WaveOps) -> int:
+        """Let a worker that is awake wait for a wave, from its own current time on; return the wave's number.
+
+        A worker that :meth:`advance` has woken hands in its next wave before the next call of it, or never.
+
+        Raises:
+            ProgramError: when a collective differs from what the other members of its group ask for, or a message
+                goes to a worker that does not exist.
+        """
+        assert worker not in self._waves, f"worker {worker} already waits"
+        assert self._clocks[worker] >= self.now, f"worker {worker} slept through {self.now - self._clocks[worker]} s"
+        number = self._begun[worker]
+        self._begun[worker] += 1
+        self._waves[worker] = _Wave(ops, number, len(ops), [None] * len(ops), [False] * len(ops))
+        if self._clocks[worker] > self.now:
+            self._at(self._clocks[worker], partial(self._begin, worker))
+        else:
+            self._begin(worker)
+        return number
+
+    def advance(self) -> list[Woken]:
+        """Move to the next instant at which a worker's wave is complete; return who wakes, in worker order.
+
+        Returns an empty list when nobody waits any more; messages still under way have arrived then.
+
+        Raises:
+            DeadlockError: when workers wait and nothing can happen any more.
+        """
+        while True:
+            self._finish_instant()
+            if self._complete:
+                return [self._wake(worker) for worker in sorted(self._complete)]
+            upcoming = self._next_time()
+            if upcoming is None:
+                if self._waves:
+                    raise DeadlockError(self._deadlock())
+                return []
+            self.now = upcoming
+
+    # -- instants ---------------------------------------------------------------------------------------------------
+
+    def _at(self, time: float, action: Callable[[], None]) -> None:
+        self._counter += 1
+        heapq.heappush(self._timers, (time, self._counter, action))
+
+    def _next_time(self) -> float | None:
+        timer = self._timers[0][0] if self._timers else None
+        flow = self._flows.next_time()
+        if timer is None or flow is None:
+            return flow if timer is None else timer
+        return min(timer, flow)
+
+    def _finish_instant(self) -> None:
+        """Let everything happen that is due now, then hand out messages: of one instant, the lowest sender's first."""
+        while (due := self._next_time()) is not None and due <= self.now:
+            while self._timers and self._timers[0][0] <= self.now:
+                heapq.heappop(self._timers)[2]()
+            for flow_id in self._flows.advance(self.now):
+                carried = self._carries.pop(flow_id)
+                if isinstance(carried, _Message):
+                    self._arrive(carried)
+                else:
+                    carried.left -= 1
+                    if carried.left == 0:
+                        self._next_round(carried)
+        for receiver in sorted(self._receiving):
+            self._take(receiver)
+
+    def _wake(self, worker: int) -> Woken:
+        self._complete.discard(worker)
+        self._clocks[worker] = self.now
+        return Woken(worker, self.now, tuple(self._waves.pop(worker).answers))
+
+    def _done(self, place: Place, answer: Answer = None) -> None:
+        wave = self._waves[place.worker]
+        wave.answers[place.item] = answer
+        wave.done[place.item] = True
+        wave.open -= 1
+        if wave.open == 0:
+            self._complete.add(place.worker)
+
+    # -- the start of a wave ----------------------------------------------------------------------------------------
+
+    def _begin(self, worker: int) -> None:
+        wave = self._waves[worker]
+        busy_until = self.now
+        ready: dict[tuple[str, str, int], list[_Collective]] = {}
+        if not wave.ops:
+            self._complete.add(worker)
+        for item, op in enumerate(wave.ops):
+            place = Place(worker, wave.number, item)
+            if isinstance(op, CollectiveOp):
+                collective = wave.joined[item] = self._join(op, place)
+                if len(collective.places) == len(collective.group):
+                    ready.setdefault((op.axis, op.op, op.root), []).append(collective)
+            elif isinstance(op, ComputeOp):
+                busy = op.flops / self._speeds[worker]
+                self._at(busy_until + busy, partial(self._elapse, op, "compute", place, busy_until, busy))
+                busy_until += busy
+            elif isinstance(op, SleepOp):
+                self._at(self.now + op.seconds, partial(self._elapse, op, "sleep", place, self.now, 0.0))
+            elif isinstance(op, SendOp):
+                self._send(op, place)
+            else:
+                self._receiving.setdefault(worker, []).append((item, op, self.now))
+        for collectives in ready.values():
+            self._start(collectives)
+
+    def _elapse(self, op: Op, kind: str, place: Place, start: float, busy: float) -> None:
+        self._busy[place.worker] += busy
+        self.events.append(Event(op, kind, (place,), start, self.now))
+        self._done(place)
+
+    # -- collectives ------------------------------------------------------------------------------------------------
+
+    def _join(self, op: CollectiveOp, place: Place) -> _Collective:
+        group = self._groups.of(op.axis, place.worker)
+        if not 0 <= op.root < len(group):
+            raise ProgramError(
+                f"worker {place.worker} asks for {op_name(op)} from root {op.root}; expected 0 to {len(group) - 1}"
+            )
+        turn = self._asked[op.axis, place.worker]
+        self._asked[op.axis, place.worker] += 1
+        key = (op.axis, group[0], turn)
+        collective = self._gathering.get(key)
+        if collective is None:
+            collective = self._gathering[key] = _Collective(op, group, place.worker)
+        if collective.op != op:
+            raise ProgramError(
+                f"worker {collective.first} asks for {op_detail(collective.op)}, but worker {place.worker} of the same "
+                f"group asks for {op_detail(op)}; as number {turn + 1} on the axis {op.axis} all members must ask for "
+                "the same collective"
+            )
+        collective.places[place.worker] = place
+        if len(collective.places) == len(group):
+            del self._gathering[key]
+        return collective
+
+    def _start(self, collectives: list[_Collective]) -> None:
+        op, members = collectives[0].op, len(collectives[0].group)
+        for free in (True, False):
+            fused = [one for one in collectives if (one.op.purpose == DIAGNOSTIC) == free]
+            if fused:
+                payload = 0 if free else sum(one.op.payload_bytes for one in fused)
+                rounds = () if free else self._plan.rounds(op.op, payload, members, op.root)
+                self._next_round(_Schedule(fused, self.now, deque(rounds)))
+
+    def _next_round(self, schedule: _Schedule) -> None:
+        if not schedule.rounds:
+            self._end(schedule)
+            return
+        transfers, repeat = schedule.rounds.popleft()
+        if repeat > 1:
+            schedule.rounds.appendleft((transfers, repeat - 1))
+        group = schedule.collectives[0].group
+        schedule.left = len(transfers)
+        for source, target, size in transfers:
+            self._carry(schedule, group[source], group[target], size)
+
+    def _end(self, schedule: _Schedule) -> None:
+        for collective in schedule.collectives:
+            places = tuple(collective.places[worker] for worker in collective.group)
+            self.events.append(Event(collective.op, "collective", places, schedule.start, self.now))
+            for place in places:
+                self._done(place, len(self.events) - 1)
+
+    def _carry(self, what: _Schedule | _Message, source: int, target: int, size: int) -> None:
+        self._counter += 1
+        self._carries[self._counter] = what
+        self._flows.start(self._counter, self._network.route(source, target), size, self.now)
+
+    # -- messages ---------------------------------------------------------------------------------------------------
+
+    def _send(self, op: SendOp, place: Place) -> None:
+        if not 0 <= op.to < len(self._clocks):
+            raise ProgramError(
+                f"worker {place.worker} sends a message to worker {op.to}; expected 0 to {len(self._clocks) - 1}"
+            )
+        message = _Message(op, place, self.now)
+        self._lanes[place.worker, op.to, op.tag].append(message)
+        self._carry(message, place.worker, op.to, op.payload_bytes)
+        if not op.wait:
+            self._done(place)
+
+    def _arrive(self, message: _Message) -> None:
+        """Deliver what has arrived with nothing earlier of the same lane still under way."""
+        message.arrived = True
+        lane = self._lanes[message.place.worker, message.op.to, message.op.tag]
+        while lane and lane[0].arrived:
+            ready = lane.popleft()
+            self._counter += 1
+            entry = (self.now, ready.place.worker, self._counter, ready)
+            self._delivered[ready.op.to].append(entry)
+            self.events.append(Event(ready.op, "send", (ready.place,), ready.start, self.now))
+            if ready.op.wait:
+                self._done(ready.place, len(self.events) - 1)
+
+    def _take(self, receiver: int) -> None:
+        delivered = self._delivered[receiver]
+        delivered.sort(key=lambda entry: entry[:3])
+        still: list[tuple[int, ReceiveOp, float]] = []
+        for item, op, since in self._receiving.pop(receiver):
+            match = next((entry for entry in delivered if _matches(op, entry[3])), None)
+            if match is None:
+                still.append((item, op, since))
+                continue
+            delivered.remove(match)
+            place = Place(receiver, self._waves[receiver].number, item)
+            message = match[3].place
+            self.events.append(Event(op, "receive", (place,), since, self.now, message))
+            self._done(place, message)
+        if still:
+            self._receiving[receiver] = still
+
+    # -- words for people -------------------------------------------------------------------------------------------
+
+    def _deadlock(self) -> str:
+        lines = [
+            f"worker {worker} waits {self._reason(wave, item)}"
+            for worker, wave in sorted(self._waves.items())
+            for item, done in enumerate(wave.done)
+            if not done
+        ]
+        return f"deadlock at {self.now:.6g} simulated seconds: " + "; ".join(lines)
+
+    @staticmethod
+    def _reason(wave: _Wave, item: int) -> str:
+        op = wave.ops[item]
+        if isinstance(op, CollectiveOp):
+            collective = wave.joined[item]
+            absent = [member for member in collective.group if member not in collective.places]
+            return f"in {op_name(op)} for {worker_list(absent)}"
+        assert isinstance(op, ReceiveOp), "all else ends by itself"
+        source = "anybody" if op.source is None else f"worker {op.source}"
+        return f"for a message from {source}" + ("" if op.tag is None else f" tagged {op.tag!r}")
+
+
+def _matches(op: ReceiveOp, message: _Message) -> bool:
+    from_source = op.source is None or op.source == message.place.worker
+    return from_source and (op.tag is None or op.tag == message.op.tag)

@@ -1,0 +1,1 @@
+"""Matrix kernels that accept any leading dimensions: orthonormal factors, Newton-Schulz, safe norms."""

@@ -1,0 +1,172 @@
+"""Sharded parameters in FSDP units: gather, reduce, and the way to and from the optimizer's stacks.
+
+As in PyTorch's FSDP2 every parameter is cut along dimension 0 in ``shards`` equal chunks, the last ones padded with
+zeros, and each unit travels as one flat buffer: member f's part of it is its chunk of every parameter, one after the
+other. DDP is the same with one shard, HSDP adds an all-reduce of the reduced chunks over ``replicas``. Parameters
+whose rule brings replicas together by itself stay out of that all-reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from simdist.errors import InputError
+from simdist.optimizers.by_parameter import Assignment, stacks
+from simdist.optimizers.rule import Rule
+from simdist.program import MeshShape, Worker
+
+if TYPE_CHECKING:
+    from simdist.workloads.workload import ParamSpec, Unit
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One parameter's place in a unit's flat buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: int
+    synced: bool
+
+    @property
+    def size(self) -> int:
+        """Numbers in one worker's (padded) chunk."""
+        return self.rows * prod(self.shape[1:])
+
+    def chunks(self, x: Tensor, shards: int) -> Tensor:
+        """Cut a full value ``[..., *shape]`` into padded chunks ``[..., shards, size]``."""
+        flat = x.flatten(-len(self.shape))
+        missing = shards * self.size - flat.shape[-1]
+        if missing:
+            flat = torch.nn.functional.pad(flat, (0, missing))
+        return flat.unflatten(-1, (shards, self.size))
+
+    def whole(self, chunks: Tensor) -> Tensor:
+        """Join chunks ``[..., shards, size]`` to the full value ``[..., *shape]``, dropping the padding."""
+        flat = chunks.flatten(-2)
+        total = prod(self.shape)
+        return flat.narrow(-1, 0, total).unflatten(-1, self.shape)
+
+    def local(self, chunk: Tensor) -> Tensor:
+        """Shape one chunk ``[..., size]`` as this worker's rows ``[..., rows, *shape[1:]]``."""
+        return chunk.unflatten(-1, (self.rows, *self.shape[1:]))
+
+
+@dataclass(frozen=True)
+class UnitLayout:
+    """One FSDP unit: what travels together.
+
+    Attributes:
+        buffers: the flat gradient buffers of the unit. With shards there is one; without, there is nothing to
+            scatter, and parameters that replicas sync in different ways are packed apart.
+        regather: whether the unit is gathered again for the backward pass.
+    """
+
+    name: str
+    pieces: tuple[Piece, ...]
+    buffers: tuple[tuple[Piece, ...], ...]
+    forward_flops: float
+    backward_flops: float
+    regather: bool
+
+
+class Layout:
+    """The parameters of a model on a mesh: units for the wire, stacks for the rules."""
+
+    def __init__(
+        self, units: Sequence[Unit], rule: Rule, mesh: MeshShape, reshard_after_forward: bool | None = None
+    ) -> None:
+        for param in (param for unit in units for param in unit.params):
+            if not param.shape:
+                raise InputError(f"got the scalar parameter {param.name!r}; expected shape (1,) or more, to be sharded")
+        self.mesh = mesh
+        self.assignments: tuple[Assignment, ...] = stacks(rule, [p for unit in units for p in unit.params], mesh)
+        self._own_sync = {
+            name: mesh.replicas > 1 and a.rule.syncs_replicas(a.stack.shape, mesh)
+            for a in self.assignments
+            for name in a.stack.names
+        }
+        self.units = tuple(self._unit(unit, reshard_after_forward) for unit in units)
+
+    def _unit(self, unit: Unit, reshard: bool | None) -> UnitLayout:
+        pieces = tuple(self._piece(param) for param in unit.params)
+        buffers = [pieces]
+        if self.mesh.shards == 1:
+            buffers = [tuple(p for p in pieces if p.synced == kind) for kind in (True, False)]
+        # FSDP2's default frees every unit after its forward pass but the root, which backward needs at once
+        regather = (not unit.root if reshard is None else reshard) and self.mesh.shards > 1
+        return UnitLayout(
+            unit.name,
+            pieces,
+            tuple(buffer for buffer in buffers if buffer),
+            unit.forward_flops,
+            unit.backward_flops,
+            regather,
+        )
+
+    def _piece(self, param: ParamSpec) -> Piece:
+        rows = -(-param.shape[0] // self.mesh.shards)
+        return Piece(param.name, tuple(param.shape), rows, not self._own_sync[param.name])
+
+    def shard(self, full: Values, worker: Worker) -> list[Tensor]:
+        """Return this worker's rows of every stack, ``[..., count, rows, ...]``, from full values."""
+        local = {}
+        for unit in self.units:
+            for piece in unit.pieces:
+                chunks = piece.chunks(worker.ops.alike(full[piece.name]), self.mesh.shards)
+                local[piece.name] = piece.local(worker.mesh.shards.share(chunks, -2).squeeze(-2))
+        return self.stack(local)
+
+    def stack(self, local: Values) -> list[Tensor]:
+        """Stack per-parameter chunks for the rules, with all-zero dummies at the end."""
+        result = []
+        for assignment in self.assignments:
+            stack = assignment.stack
+            values = [local[name] for name in stack.names]
+            dummies = stack.count - len(values)
+            values += [torch.zeros_like(values[0])] * dummies
+            result.append(torch.stack(values, -len(stack.shape) - 1))
+        return result
+
+    def unstack(self, stacked: Iterable[Tensor]) -> Values:
+        """Return the per-parameter chunks ``[..., rows, ...]`` of stacked ones."""
+        return {
+            name: x.select(-len(a.stack.shape) - 1, i)
+            for a, x in zip(self.assignments, stacked, strict=True)
+            for i, name in enumerate(a.stack.names)
+        }
+
+    async def gather(self, unit: UnitLayout, local: Values, worker: Worker) -> Values:
+        """All-gather one unit: full values of its parameters from every shard's chunks."""
+        flat = torch.cat([local[p.name].flatten(-len(p.shape)) for p in unit.pieces], -1)
+        whole = await worker.mesh.shards.all_gather(flat, -1)
+        chunks = whole.unflatten(-1, (self.mesh.shards, -1)).split([p.size for p in unit.pieces], -1)
+        return {p.name: p.whole(x) for p, x in zip(unit.pieces, chunks, strict=True)}
+
+    def pack(self, buffer: tuple[Piece, ...], gradients: Values) -> Tensor:
+        """Lay full gradients out as one flat buffer, chunk by chunk of the member that it is for."""
+        shards = self.mesh.shards
+        return torch.cat([p.chunks(gradients[p.name], shards) for p in buffer], -1).flatten(-2)
+
+    async def reduce(self, buffer: tuple[Piece, ...], packed: Any, worker: Worker) -> Values:
+        """Reduce-scatter one buffer over shards, then average over replicas what no rule syncs by itself."""
+        mesh = worker.mesh
+        flat = await mesh.shards.reduce_scatter(packed, -1, mean=True)
+        kinds = {piece.synced for piece in buffer}
+        if kinds == {True}:
+            flat = await mesh.replicas.mean(flat)
+        chunks = dict(zip(buffer, worker.ops.realize(flat).split([p.size for p in buffer], -1), strict=True))
+        if len(kinds) == 2:
+            synced = [p for p in buffer if p.synced]
+            mean = await mesh.replicas.mean(torch.cat([chunks[p] for p in synced], -1))
+            chunks |= dict(zip(synced, mean.split([p.size for p in synced], -1), strict=True))
+        return {p.name: p.local(x) for p, x in chunks.items()}
+

@@ -1,0 +1,105 @@
+"""What bandwidth does: time to the target loss, who wins where, and the share of time spent computing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from simdist.results.plots_points import Region, Target, Timings, computing_share, crossovers, fastest
+from simdist.results.plots_style import (
+    GREY,
+    bandwidth_axis,
+    legend_above,
+    line_styles,
+    log_ticks,
+    new_figure,
+    plain_number,
+    with_style,
+)
+from simdist.results.tables import Run, rate_label
+
+
+@with_style
+def time_vs_bandwidth(runs: Sequence[Run], timed: Timings, target: Target) -> Figure:
+    """Draw simulated seconds to the target loss over bandwidth, log-log, with the changes of the winner marked."""
+    seconds = timed.seconds_to(target)
+    labels = [run.label for run in runs if run.label in seconds]
+    styles = line_styles([run.label for run in runs])
+    figure, [axes] = new_figure(4.3)
+    for label in labels:
+        axes.plot(list(seconds[label]), list(seconds[label].values()), label=label, **styles[label].keywords())
+    bandwidth_axis(axes, [rate for times in seconds.values() for rate in times])
+    every = [value for times in seconds.values() for value in times.values()]
+    margin = (max(every) / min(every)) ** 0.06 if max(every) > min(every) else 1.2
+    low, high = min(every) / margin, max(every) * margin
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    log_ticks(axes.yaxis, low, high, plain_number)
+    axes.set_ylabel(f"Simulated seconds to {target.kind} loss {target.loss:.3g} (log)")
+    regions = fastest(seconds)
+    _name_winners(axes, regions)
+    _mark_crossovers(axes, seconds)
+    legend_above(figure, {label: styles[label] for label in labels})
+    return figure
+
+
+def _name_winners(axes: Axes, regions: Sequence[Region]) -> None:
+    """Write above the axes who is fastest in which span of bandwidths."""
+    left, right = axes.get_xlim()
+    for index, region in enumerate(regions):
+        start, end = _place(region.low, left, right), _place(region.high, left, right)
+        shade = "#e4e4e4" if index % 2 == 0 else "#f3f3f3"
+        span = axes.axvspan(region.low, region.high, ymin=1.015, ymax=1.085, facecolor=shade, linewidth=0, gid="winner")
+        span.set_clip_on(False)
+        text = next((text for text in (f"{region.label} fastest", region.label) if _fits(text, end - start)), "")
+        place = math.sqrt(region.low * region.high)
+        axes.text(place, 1.046, text, transform=axes.get_xaxis_transform(), ha="center", va="center", fontsize=9)
+
+
+def _mark_crossovers(axes: Axes, seconds: Mapping[str, Mapping[float, float]]) -> None:
+    left, right = axes.get_xlim()
+    for rate, _, _ in crossovers(seconds):
+        # Lines fall from upper left to lower right, so the free corner is below on the left and above on the right.
+        above = _place(rate, left, right) > 0.4
+        axes.axvline(rate, color=GREY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=0, gid="crossover")
+        axes.text(
+            rate,
+            0.975 if above else 0.025,
+            f"{rate_label(float(f'{rate:.2g}'))} ",
+            transform=axes.get_xaxis_transform(),
+            rotation=90,
+            fontsize=9,
+            color="#333333",
+            ha="right",
+            va="top" if above else "bottom",
+        )
+
+
+def _place(rate: float, left: float, right: float) -> float:
+    return math.log(rate / left) / math.log(right / left)
+
+
+def _fits(text: str, width: float) -> bool:
+    return len(text) * 0.0145 <= width  # a letter takes about one seventieth of the axes
+
+
+@with_style
+def computing_vs_bandwidth(runs: Sequence[Run], timed: Timings) -> Figure:
+    """Draw the share of simulated time that goes to computing over bandwidth; the rest waits for the network."""
+    styles = line_styles([run.label for run in runs])
+    figure, [axes] = new_figure(3.7)
+    labels = [run.label for run in runs if run.label in timed.steps]
+    for label in labels:
+        table = timed.steps[label]
+        shares = [computing_share(steps) for steps in table.values()]
+        axes.plot(list(table), shares, label=label, clip_on=False, **styles[label].keywords())
+    bandwidth_axis(axes, [rate for label in labels for rate in timed.steps[label]])
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.set_ylabel("Share of time computing")
+    legend_above(figure, {label: styles[label] for label in labels})
+    return figure
