@@ -13,11 +13,12 @@ import torch
 from simdist.communication.plans import Plan, collectives_plan
 from simdist.execution.blocks import split_into_blocks
 from simdist.execution.engine import Engine, LocalEngine, set_threads
+from simdist.execution.live_block import LiveHosts, LocalHosts
 from simdist.execution.lockstep import Hold
 from simdist.execution.pacing import Pacer
 from simdist.execution.pricing import StepPricer
+from simdist.execution.timeline import Timeline
 from simdist.execution.wiring import Wiring
-from simdist.program.program import LockstepProgram
 from simdist.scenario import Scenario, check_fits, check_machine
 from simdist.schedules import Job
 
@@ -91,7 +92,7 @@ def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None) -
     """Return the engine that a lock-step scenario names, not started yet."""
     engine, mesh, wiring = scenario.engine, scenario.mesh.shape, build_wiring(scenario)
     if engine.name == "ray":
-        from simdist.execution.ray_engine import RayEngine, default_actors
+        from simdist.execution.ray_engine import RayEngine
 
         data = scenario.to_dict()
         return RayEngine(
@@ -99,9 +100,7 @@ def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None) -
             mesh,
             wiring,
             scenario.seed,
-            split_into_blocks(
-                mesh.workers, engine.actors, engine.workers_per_actor, default_actors(engine.device)
-            ),
+            _blocks(scenario),
             make_hold=functools.partial(_hold_in_actor, data) if paced(scenario) else None,
             device=engine.device,
             threads=threads_of(scenario),
@@ -114,9 +113,48 @@ def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None) -
     return LocalEngine.inline(program, mesh, wiring, scenario.seed, hold)
 
 
-def build_program(scenario: Scenario, job: Job) -> LockstepProgram:
-    program: LockstepProgram = scenario.schedule.program(job)
-    return program
+def build_timeline(scenario: Scenario) -> Timeline:
+    """Return the virtual clock of an irregular scenario."""
+    mesh = scenario.mesh.shape
+    return Timeline(
+        scenario.network.network(mesh.workers),
+        (mesh.replicas, mesh.shards),
+        build_plan(scenario),
+        flops_per_second(scenario),
+    )
+
+
+def build_hosts(scenario: Scenario, job: Job, ray_address: str | None = None) -> LiveHosts:
+    """Return whoever holds the coroutines of an irregular scenario, not started yet."""
+    mesh, wiring, engine = scenario.mesh.shape, build_wiring(scenario), scenario.engine
+    if engine.name == "ray":
+        from simdist.execution.ray_hosts import RayHosts
+
+        return RayHosts(
+            functools.partial(_program_in_actor, scenario.to_dict()),
+            mesh,
+            wiring,
+            scenario.seed,
+            _blocks(scenario),
+            device=engine.device,
+            threads=threads_of(scenario),
+            address=ray_address,
+        )
+    return LocalHosts(build_program(scenario, job), mesh, wiring, scenario.seed)
+
+
+def _blocks(scenario: Scenario) -> list[range]:
+    from simdist.execution.ray_cluster import default_actors
+
+    engine = scenario.engine
+    return split_into_blocks(
+        scenario.workers, engine.actors, engine.workers_per_actor, default_actors(engine.device)
+    )
+
+
+def build_program(scenario: Scenario, job: Job) -> Any:
+    """Return the worker program: lock-step or irregular, as the schedule says."""
+    return scenario.schedule.program(job)
 
 
 def paced(scenario: Scenario) -> bool:
@@ -127,7 +165,7 @@ def _hold(scenario: Scenario) -> Hold:
     return Pacer(build_pricer(scenario), time.monotonic, time.sleep)
 
 
-def _program_in_actor(data: dict[str, Any]) -> LockstepProgram:
+def _program_in_actor(data: dict[str, Any]) -> Any:
     scenario = Scenario.from_dict(data)
     return build_program(scenario, build_job(scenario, build_task(scenario)))
 

@@ -51,7 +51,8 @@ def answers(command: F) -> F:
 def report_error(error: BaseException) -> int:
     """Print one message on stderr and return the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        typer.echo(f"Interrupted.{' ' + str(error) if str(error) else ''}", err=True)
+        text = str(error) or "interrupted"
+        typer.echo(f"{text[:1].upper()}{text[1:]}", err=True)
         return 130
     if isinstance(error, SimdistError):
         typer.echo(f"Error: {error}", err=True)

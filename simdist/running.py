@@ -131,7 +131,7 @@ def run(scenario: Scenario, out: Path | None = None, progress: bool = True, ray_
             else:
                 from simdist.irregular_run import run_irregular
 
-                params, peak = run_irregular(session)
+                params, peak = run_irregular(session, ray_address)
             summary = session.save("done", params, peak)
     if progress:
         print_summary(folder, summary)

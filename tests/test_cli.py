@@ -122,7 +122,7 @@ def test_run_hands_everything_over(call: Call, runs: FakeRuns, scenario: str, tm
     [
         (InputError("got sand; expected oil"), 2, ["Error: got sand; expected oil"]),
         (RunError("loss is NaN at step 3 under adamw"), 3, ["Error: loss is NaN at step 3"]),
-        (KeyboardInterrupt("saved in runs/x"), 130, ["Interrupted. saved in runs/x"]),
+        (KeyboardInterrupt("interrupted; kept in runs/x"), 130, ["Interrupted; kept in runs/x"]),
         (KeyError("oops"), 3, ["simdist itself failed: KeyError: 'oops'", "--debug"]),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_failed_point_does_not_stop_the_rest(call: Call, runs: FakeRuns, scena
 def test_an_interrupted_sweep_stops(call: Call, runs: FakeRuns, scenario: str) -> None:
     runs.failing = {0: KeyboardInterrupt()}
     status, _, message = call("sweep", scenario, "--over", "seed=0,1")
-    assert (status, message) == (130, "Interrupted.\n")
+    assert (status, message) == (130, "Interrupted\n")
     assert len(runs.scenarios) == 1
 
 

@@ -75,7 +75,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
             "lr_schedule": {"warmup": draw(st.integers(0, 50)), "shape": "cosine", "final": draw(st.floats(0, 1))},
             "wire": {"params": draw(st.sampled_from(["fp32", "bf16", "fp16", "fp64"]))},
             "network": {
-                "topology": draw(st.sampled_from(["star", "two_level"])),
+                "topology": draw(st.sampled_from(["star", "two-level"])),
                 "bandwidth": draw(floats | st.integers(1, 10**12)),
                 "latency": draw(floats | st.sampled_from(["5ms", "50us", "3ns", 0])),
             },
@@ -172,7 +172,7 @@ def test_numbers_in_exponent_notation_are_numbers() -> None:
 
 
 def test_overrides_do_not_depend_on_their_order(small: Scenario) -> None:
-    texts = ["optimizer.lr=0.5", "optimizer.name=orth_dion", "optimizer.rank=4", "network.topology=two_level"]
+    texts = ["optimizer.lr=0.5", "optimizer.name=orth_dion", "optimizer.rank=4", "network.topology=two-level"]
     results = [override(small, parse_set(order)) for order in itertools.permutations(texts)]
     assert all(result == results[0] for result in results)
     assert results[0].optimizer == OrthDion(lr=0.5, rank=4)
@@ -188,8 +188,8 @@ def test_another_optimizer_starts_from_its_own_defaults(small: Scenario) -> None
 
 def test_another_topology_keeps_what_was_said_about_links(small: Scenario) -> None:
     slow = override(small, {"network.bandwidth": "10Mbit/s", "network.collectives": "direct"})
-    other = override(slow, {"network": "two_level"})
-    assert (other.network.topology, other.network.bandwidth, other.network.collectives) == ("two_level", 1e7, "direct")
+    other = override(slow, {"network": "two-level"})
+    assert (other.network.topology, other.network.bandwidth, other.network.collectives) == ("two-level", 1e7, "direct")
     assert other.network.latency == type(other.network)().latency
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from simdist.errors import ProgramError
+
 Node = tuple[int, int]
 """A subtree of the summation tree: members low (inclusive) to high (exclusive)."""
 
@@ -71,12 +73,25 @@ def chunk(x: Tensor, dim: int, index: int, size: int) -> Tensor:
     """Return the ``index``-th of ``size`` equal chunks along ``dim`` (a view).
 
     Raises:
-        ValueError: when ``dim`` does not divide into ``size`` equal chunks.
+        ProgramError: when ``dim`` does not divide into ``size`` equal chunks.
     """
-    length = x.shape[dim]
-    if length % size:
-        raise ValueError(f"dimension {dim} of shape {tuple(x.shape)} does not divide into {size} equal chunks")
-    return x.narrow(dim, index * (length // size), length // size)
+    each = chunk_length(x, dim, size)
+    return x.narrow(dim, index * each, each)
+
+
+def chunk_length(x: Tensor, dim: int, size: int) -> int:
+    """Return the length of each of ``size`` equal chunks along ``dim``.
+
+    Raises:
+        ProgramError: when ``dim`` does not divide.
+    """
+    each, rest = divmod(x.shape[dim], size)
+    if rest:
+        raise ProgramError(
+            f"got shape {tuple(x.shape)}, whose dimension {dim} does not divide into {size} equal chunks; "
+            f"expected a multiple of {size}: pad it with {size - rest} more"
+        )
+    return each
 
 
 def stacked_chunks(x: Tensor, dim: int, size: int, axis: int) -> Tensor:
@@ -84,10 +99,7 @@ def stacked_chunks(x: Tensor, dim: int, size: int, axis: int) -> Tensor:
 
     ``x`` holds one value for all members (size one on ``axis``) or each member's own; member i keeps chunk i.
     """
-    length = x.shape[dim]
-    if length % size:
-        raise ValueError(f"dimension {dim} of shape {tuple(x.shape)} does not divide into {size} equal chunks")
-    parts = x.unflatten(dim, (size, length // size))
+    parts = x.unflatten(dim, (size, chunk_length(x, dim, size)))
     at = dim - 1 if dim < 0 else dim
     if x.shape[axis] == 1:
         return parts.squeeze(axis).movedim(at, axis)
@@ -105,10 +117,7 @@ def stacked_all_to_all(x: Tensor, split_dim: int, concat_dim: int, size: int, ax
     """Member i receives chunk i of every member's ``split_dim``, joined along ``concat_dim``."""
     if x.shape[axis] == 1:
         x = x.expand(*(size if i == axis else n for i, n in enumerate(x.shape)))
-    length = x.shape[split_dim]
-    if length % size:
-        raise ValueError(f"dimension {split_dim} of shape {tuple(x.shape)} does not divide into {size} equal chunks")
-    parts = x.unflatten(split_dim, (size, length // size))
+    parts = x.unflatten(split_dim, (size, chunk_length(x, split_dim, size)))
     # now: [.., source, .., destination, chunk, ..]; the destination becomes the worker axis, the source is joined
     moved = parts.transpose(axis, split_dim - 1)
     return moved.movedim(split_dim - 1, concat_dim - 1).flatten(concat_dim - 1, concat_dim)

@@ -246,7 +246,7 @@ class BroadcastPart(Part):
         return result
 
 
-_PARTS: dict[type, Any] = {
+PARTS: dict[type, Any] = {
     Reduce: ReducePart,
     ReduceScatter: ReduceScatterPart,
     AllGather: AllGatherPart,
@@ -264,7 +264,8 @@ class Groups:
         self._groups: dict[str, list[Group]] = {}
         self._by: dict[str, list[dict[int, int]]] = {}
         for axis in ("replicas", "shards", "workers"):
-            members = {mesh.group(axis, worker): None for worker in local}
+            # in one order everywhere, as blocks tell each other's tensors apart by their order alone
+            members = sorted({mesh.group(axis, worker) for worker in local}, key=lambda group: group.start)
             self._groups[axis] = [Group(group, local, blocks, me) for group in members]
             self._by[axis] = [
                 {mesh.place(axis, worker): worker - local[0] for worker in group if worker in local}
@@ -275,7 +276,7 @@ class Groups:
         """Begin one collective; ``requests`` in the order of the local workers."""
         axis = requests[0].axis.name
         by = self._by[axis]
-        part: Part = _PARTS[type(requests[0])](
+        part: Part = PARTS[type(requests[0])](
             requests, self.local, self._groups[axis], lambda number, place: by[number][place], codec
         )
         return part

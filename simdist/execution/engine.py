@@ -50,7 +50,11 @@ class Engine(ABC):
         """Free processes and connections."""
 
     def __enter__(self) -> Engine:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,14 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Like:
-    """Shape and dtype of a tensor that is about to arrive: lock-step blocks know what the others send."""
+    """Shape and dtype of a tensor that is about to arrive, and where: lock-step blocks know what the others send."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
     @classmethod
     def of(cls, x: Tensor) -> Like:
-        return cls(tuple(x.shape), x.dtype)
+        return cls(tuple(x.shape), x.dtype, x.device)
 
     @property
     def nbytes(self) -> int:

@@ -62,6 +62,7 @@ def _unpack(buffer: Tensor, likes: Sequence[Like]) -> list[Tensor]:
     result, at = [], 0
     for like in likes:
         # clone: a slice at an odd offset is not aligned for wider numbers
-        result.append(buffer[at : at + like.nbytes].clone().view(like.dtype).reshape(like.shape))
+        arrived = buffer[at : at + like.nbytes].clone().view(like.dtype).reshape(like.shape)
+        result.append(arrived.to(like.device))
         at += like.nbytes
     return result

@@ -61,6 +61,9 @@ class InlineOps(WorkerOps):
                 total = total + loss(params, batch)
         return total / len(batches)
 
+    def alone(self) -> InlineOps:
+        return InlineOps(0, 1)
+
     def realize(self, x: Any) -> Tensor:
         assert isinstance(x, Tensor)
         return x

@@ -226,7 +226,7 @@ class StepPricer:
             routes = [self._network.route(source, target) for source, target, _ in flows]
             arrivals = drain(self._network.sharing, routes, [size for *_, size in flows]).reshape(len(groups), -1)
             ends = tuple(arrivals.max(axis=1).tolist())
-            _remember(self._rounds, key, max(ends) if _together(ends) else None, self._REMEMBERED)
+            _remember(self._rounds, key, max(ends) if _together(ends) else None, self._REMEMBERED // 4)
         return self._rounds[key]
 
     # -- replay -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from simdist.communication.codecs import Codec
-from simdist.communication.semantics import stacked_all_to_all, stacked_chunks, stacked_gather, stacked_sum
+from simdist.communication.semantics import (
+    chunk_length,
+    stacked_all_to_all,
+    stacked_chunks,
+    stacked_gather,
+    stacked_sum,
+)
 from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, WaveOps
 from simdist.errors import ProgramError
 from simdist.execution.deferred import Deferred, DeferredGradients
@@ -90,7 +96,7 @@ class StackedResolver(Resolver):
             return answer, payload_bytes(payload, copies(x)) * size
         if isinstance(request, AllToAll):
             # a codec treats each destination's chunk by itself: chunks become one more stacked axis
-            chunks = x.unflatten(request.split_dim, (size, x.shape[request.split_dim] // size))
+            chunks = x.unflatten(request.split_dim, (size, chunk_length(x, request.split_dim, size)))
             chunks = chunks.movedim(request.split_dim - 1, 0)
             payload = encode(codec, chunks)
             arrived = decode(codec, payload, x.dtype).movedim(0, request.split_dim - 1)
@@ -166,6 +172,9 @@ class StackedOps(WorkerOps):
                 total = total + loss(single, batch)
         # every worker of the cohort is booked with an equal share of the mean
         return (total / len(batches) / self.mesh.workers).reshape(1, 1)
+
+    def alone(self) -> WorkerOps:
+        raise ProgramError("a stacked cohort has no single workers; run programs that need alone() on engine 'inline'")
 
     def realize(self, x: Any) -> Tensor:
         return x.realize() if isinstance(x, Deferred) else x

@@ -71,6 +71,13 @@ def describe(request: Collective, codec: Codec | None, size: int) -> CollectiveO
     return CollectiveOp(_OPS[type(request)], request.axis.name, label.purpose, label.tensor, codec.name, size, root)
 
 
+def describe_free(request: Collective) -> CollectiveOp:
+    """Return the descriptor of a measurement: it makes workers meet, but has no bytes and takes no time."""
+    root = request.root if isinstance(request, Broadcast) else 0
+    label = request.label
+    return CollectiveOp(_OPS[type(request)], request.axis.name, label.purpose, label.tensor, "none", 0, root)
+
+
 def describe_local(request: Request) -> ComputeOp | SleepOp:
     """Return the descriptor of a request that concerns its worker alone."""
     if isinstance(request, Compute):
@@ -98,6 +105,7 @@ __all__ = [
     "Wiring",
     "decode",
     "describe",
+    "describe_free",
     "describe_local",
     "encode",
     "payload_bytes",

@@ -5,6 +5,7 @@ All functions take any leading dimensions, and none lets one matrix of a stack i
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ def precision_of(x: Tensor) -> Tensor:
     return precision
 
 
-def triangle(gram: Tensor, noise: float) -> Triangle:
+def triangle(gram: Tensor, length: int, noise: float) -> Triangle:
     """Factorise a Gram matrix ``W^T W`` (``[..., r, r]``) so that ``W R^-1`` has orthonormal columns.
 
     Columns are first scaled to norm one, as Cholesky's error depends on the *scaled* condition: norms of Dion's
@@ -72,6 +73,7 @@ def triangle(gram: Tensor, noise: float) -> Triangle:
 
     Args:
         gram: symmetric positive semidefinite up to rounding, in the numbers that travelled.
+        length: rows of W, that is, how many products were summed in float64 for each entry.
         noise: columns of W shorter than this fraction of its Frobenius norm are rounding noise.
     """
     low_rank = gram.shape[-1]
@@ -86,7 +88,7 @@ def triangle(gram: Tensor, noise: float) -> Triangle:
     # columns left out become unit vectors: they neither break the factorisation nor touch the others
     scaled = scaled + torch.diag_embed((~big).double())
     # a squared sine below this is rounding of the Gram matrix, not a direction
-    tolerance = low_rank * precision
+    tolerance = low_rank * (precision + 10 * math.sqrt(length) * torch.finfo(torch.float64).eps)
     lower, failed = torch.linalg.cholesky_ex(scaled)
     pivots = lower.diagonal(dim1=-2, dim2=-1).square()
     sound = (failed == 0) & (pivots > tolerance).all(dim=-1)

@@ -10,7 +10,7 @@ from simdist.settings import PositiveInt
 from simdist.units import Rate, Seconds
 
 
-@topologies.register("two_level")
+@topologies.register("two-level")
 class TwoLevel(Topology):
     """Fast islands of workers joined by slow links (``bandwidth``) that each island shares.
 
@@ -20,7 +20,7 @@ class TwoLevel(Topology):
     2 ``island_latency`` + 2 ``latency``.
     """
 
-    topology: str = "two_level"
+    topology: str = "two-level"
     island_size: PositiveInt = 4
     island_bandwidth: Rate = 100e9
     island_latency: Seconds = 5e-6

@@ -69,7 +69,7 @@ async def _qr_pos(w: Tensor, v: Tensor, setting: Setting) -> Factor:
     keep = torch.ones_like(w[..., :1, :], dtype=torch.bool)
     for _ in range(setting.gram_passes):
         gram = await setting.shards.sum(_statistic(q.mT @ q, like=w), part="gram", wire="statistics")
-        factor = triangle(gram, noise)
+        factor = triangle(gram, setting.m, noise)
         q, keep = factor.solve(q), keep & factor.keep
     q = q.to(w.dtype)
     # A column of W that is no more than noise says nothing: it moves no parameter, and the basis keeps its old one.

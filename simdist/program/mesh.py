@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from simdist.errors import ProgramError
 from simdist.program.ask import ask
 from simdist.program.requests import AllGather, AllToAll, Broadcast, Reduce, ReduceScatter, Wire
 
@@ -138,6 +139,8 @@ class Axis:
 
     async def broadcast(self, x: Any, root: int = 0, *, part: str = "", wire: Wire | None = None) -> Any:
         """Member ``root``'s ``x`` for everybody; all members pass a tensor of the same shape."""
+        if not 0 <= root < self.size:
+            raise ProgramError(f"got root {root} on axis {self.name!r}; expected a member from 0 to {self.size - 1}")
         if self.size == 1:
             return x
         return await ask(Broadcast(self, x, root, self._label(part, wire)))
@@ -166,6 +169,10 @@ class Mesh:
     def labelled(self, label: Label) -> Mesh:
         """Return the same mesh with every transfer labelled for the ledger."""
         return Mesh(self.replicas.labelled(label), self.shards.labelled(label), self.workers.labelled(label))
+
+    def alone(self) -> Mesh:
+        """Return a mesh of one worker: axes of size one, which answer without asking."""
+        return Mesh(*(replace(axis, size=1, index=0) for axis in (self.replicas, self.shards, self.workers)))
 
     def measuring(self) -> Mesh:
         """Return the same mesh for measurements: nothing that travels on it costs bytes or time."""

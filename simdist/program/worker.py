@@ -51,6 +51,10 @@ class WorkerOps(ABC):
         """Return this worker's mean loss over its share of ``batches`` times the fraction of them it took."""
 
     @abstractmethod
+    def alone(self) -> WorkerOps:
+        """Return the local work of a worker that has no fellow workers (see :meth:`Worker.alone`)."""
+
+    @abstractmethod
     def realize(self, x: Any) -> Tensor:
         """Return a deferred value as a tensor; a tensor comes back as it is."""
 
@@ -85,6 +89,13 @@ class Worker:
     def observe(self, **values: Any) -> None:
         """Note a diagnostic row (see ``diagnostics.parquet``); values are tensors or numbers."""
         self.observations.append(values)
+
+    def alone(self) -> Worker:
+        """Return this worker on a mesh of its own: every axis has size one, so nothing travels.
+
+        A parameter server applies its rule this way. Not for stacked cohorts.
+        """
+        return replace(self, mesh=self.mesh.alone(), count=1, ops=self.ops.alone())
 
     async def compute(self, flops: float, what: str = "") -> None:
         """Be busy for ``flops`` operations of simulated compute."""

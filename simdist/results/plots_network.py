@@ -62,14 +62,12 @@ def _name_winners(axes: Axes, regions: Sequence[Region]) -> None:
 
 def _mark_crossovers(axes: Axes, seconds: Mapping[str, Mapping[float, float]]) -> None:
     left, right = axes.get_xlim()
-    for rate, _, _ in crossovers(seconds):
+    for rate, _, winner in crossovers(seconds):
         # Lines fall from upper left to lower right, so the free corner is below on the left and above on the right.
         above = _place(rate, left, right) > 0.4
         axes.axvline(rate, color=GREY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=0, gid="crossover")
-        axes.text(
-            rate,
-            0.975 if above else 0.025,
-            f"{rate_label(float(f'{rate:.2g}'))} ",
+        axes.annotate(
+            f"above {rate_label(float(f'{rate:.2g}'))}: {winner}",
             transform=axes.get_xaxis_transform(),
             rotation=90,
             fontsize=9,

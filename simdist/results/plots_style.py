@@ -1,4 +1,4 @@
-"""How every figure looks: safe for colour-blind eyes and in grey, with units, sized for a README, the same bytes always.
+"""How every figure looks: safe for colour-blind eyes and in grey, with units, sized for a README, and repeatable.
 
 Figures are made with the object interface, never with pyplot's global state; ``with_style`` holds the settings.
 """
@@ -43,7 +43,7 @@ _RC: Any = {
     "xtick.color": "#333333",
     "ytick.color": "#333333",
     "legend.frameon": False,
-    "legend.handlelength": 3.4,
+    "legend.handlelength": 4.6,
     "legend.columnspacing": 1.6,
     "lines.linewidth": 1.9,
     "lines.markersize": 5.5,
@@ -101,13 +101,13 @@ LINE_STYLES = (
     LineStyle("#666666", (0, (10, 2, 2, 2, 2, 2)), "*"),
 )
 BAR_STYLES = (
-    ("#9ecae9", ""),
-    ("#0072B2", "///"),
+    ("#d6e8f5", ""),
+    ("#74b3dc", "///"),
     ("#F0E442", "..."),
-    ("#D55E00", "\\\\\\"),
+    ("#f2a57e", "\\\\\\"),
     ("#ffffff", "xxx"),
-    ("#009E73", "---"),
-    ("#CC79A7", "ooo"),
+    ("#7fcfb7", "---"),
+    ("#e3b7d0", "ooo"),
     ("#bbbbbb", "++"),
 )
 
@@ -129,7 +129,7 @@ def legend_above(figure: Figure, styles: Mapping[str, LineStyle], extra: Sequenc
     entries: list[tuple[Any, str]] = [(Line2D([], [], **style.keywords()), label) for label, style in styles.items()]
     entries += list(extra)
     widest = max(len(text) for _, text in entries)
-    columns = max(1, min(len(entries), int(92 / (widest + 9))))
+    columns = max(1, min(len(entries), int(92 / (widest + 10))))
     figure.legend(
         [handle for handle, _ in entries],
         [text for _, text in entries],
@@ -211,9 +211,10 @@ def size_label(size: float) -> str:
     return f"{size / scale:.3g} {unit}"
 
 
-def marker_spacing(points: int) -> int:
-    """Put about eight markers on a line."""
-    return max(1, math.ceil(points / 8))
+def marker_spacing(points: int) -> tuple[int, int]:
+    """Return matplotlib's ``markevery`` (start, step) for about eight markers, the last one on the last point."""
+    step = max(1, math.ceil(points / 8))
+    return (points - 1) % step, step
 
 
 @with_style

@@ -1,7 +1,8 @@
 """When workers talk: one file per schedule. A new one: a file here, and its import below."""
 
-from simdist.schedules import every_step as every_step
+from simdist.schedules.async_server import AsyncServer
+from simdist.schedules.every_step import EveryStep
 from simdist.schedules.job import Job
 from simdist.schedules.schedule import Schedule, schedules
 
-__all__ = ["Job", "Schedule", "schedules"]
+__all__ = ["AsyncServer", "EveryStep", "Job", "Schedule", "schedules"]

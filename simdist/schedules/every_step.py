@@ -80,7 +80,7 @@ class EveryStepProgram(LockstepProgram):
         results = await together(*updates)
         state = WorkerState([x for x, _ in results], [rule for _, rule in results])
         report: Report = {
-            "train_loss": await worker.mesh.measuring().workers.mean(loss),
+            "train_loss": worker.ops.realize(await worker.mesh.measuring().workers.mean(loss)),
             "val_loss": await self.validate(worker, state) if job.evaluates(step) else None,
             "lr": job.lr(job.rule, step),
         }

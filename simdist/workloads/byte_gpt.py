@@ -228,9 +228,11 @@ def _units(settings: ByteGPT) -> tuple[Unit, ...]:
     x = torch.zeros(1, settings.context, settings.width, requires_grad=True)
     tables = _tables(settings, torch.float32, x.device)
 
-    def flops(function: Callable[[dict[str, Tensor], Tensor], Tensor], specs: Sequence[ParamSpec]) -> list[float]:
-        counts = count_flops(function, {spec.name: spec.shape for spec in specs}, x)
-        return [settings.batch * count for count in counts]
+    def flops(
+        function: Callable[[dict[str, Tensor], Tensor], Tensor], specs: Sequence[ParamSpec]
+    ) -> tuple[float, float]:
+        forward, backward = count_flops(function, {spec.name: spec.shape for spec in specs}, x)
+        return settings.batch * forward, settings.batch * backward
 
     root = settings.root_specs()
     # all blocks are alike, so one is counted

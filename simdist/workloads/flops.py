@@ -63,5 +63,5 @@ def count_flops(
     with FlopCounter() as forward:
         y = function(params, x)
     with FlopCounter() as backward:
-        torch.autograd.grad(y, wanted, torch.empty_like(y), allow_unused=True)
+        torch.autograd.grad(y.sum(), wanted, allow_unused=True)
     return forward.flops, backward.flops

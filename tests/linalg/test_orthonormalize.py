@@ -26,7 +26,7 @@ def test_zero_matrices_stay_zero_and_others_do_not_notice() -> None:
 
 
 def solved(w: Tensor) -> tuple[Tensor, Tensor]:
-    factor = triangle(w.mT @ w, noise=1e-14)
+    factor = triangle(w.mT @ w, w.shape[-2], noise=1e-14)
     return factor.solve(w), factor.keep
 
 
@@ -71,7 +71,7 @@ def test_the_careful_path_gives_sound_neighbours_the_same_bits() -> None:
 def test_gram_matrices_that_overflowed_leave_all_columns_out(value: float) -> None:
     gram = torch.eye(3).repeat(2, 1, 1)
     gram[0, 1, 1] = value
-    factor = triangle(gram, noise=1e-14)
+    factor = triangle(gram, 50, noise=1e-14)
     assert not factor.keep[0].any()
     assert factor.keep[1].all()
     assert factor.solve(torch.ones(2, 4, 3)).isfinite().all()
@@ -79,11 +79,18 @@ def test_gram_matrices_that_overflowed_leave_all_columns_out(value: float) -> No
 
 def test_single_precision_gram_matrices_are_judged_by_their_own_noise() -> None:
     """Two columns at an angle of 1e-5 cannot be told apart by a Gram matrix in float32, and can in float64."""
-    w = normal((50, 2), 0, "w")
-    w[:, 1] = w[:, 0] + 1e-5 * w[:, 1]
-    gram = w.T @ w
-    assert triangle(gram, noise=1e-14).keep.all()
-    assert triangle(gram.float().double(), noise=1e-14).keep.squeeze().tolist() == [True, False]
+    w = normal((40, 50, 2), 0, "w")
+    w[..., 1] = w[..., 0] + 1e-5 * w[..., 1]
+    gram = w.mT @ w
+    assert triangle(gram, 50, noise=1e-14).keep.all()
+    assert triangle(gram.float().double(), 50, noise=1e-14).keep.squeeze(-2).tolist() == [[True, False]] * 40
+
+
+def test_rounding_never_passes_for_a_direction() -> None:
+    """A third column in the span of two others: its pivot is rounding noise of either sign."""
+    w = normal((40, 30, 3), 0, "w")
+    w[..., 2] = w[..., :2] @ torch.tensor([0.3, -1.7], dtype=torch.float64)
+    assert solved(w)[1].squeeze(-2).tolist() == [[True, True, False]] * 40
 
 
 def test_precision_is_that_of_the_coarsest_format_that_holds_a_matrix() -> None:

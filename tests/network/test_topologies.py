@@ -19,7 +19,7 @@ def names(network: Network, source: int, target: int) -> list[tuple[str, str]]:
 
 
 def test_the_registry_knows_each_topology_by_its_own_name() -> None:
-    assert set(topologies.names()) == {"star", "two_level", "file"}
+    assert set(topologies.names()) == {"star", "two-level", "file"}
     for name, kind in topologies.items():
         assert kind.model_fields["topology"].default == name
 

@@ -90,7 +90,9 @@ class Plan(ABC):
         A group of one needs no rounds. Transfers of zero bytes (payloads smaller than the group) stay in the
         schedule: they are messages and cost latency.
         """
-        return _rounds(self, op, payload_bytes, members, root)
+        # Unequal chunks on big groups make millions of transfers: too many to keep.
+        spell = _rounds if members <= 64 else _rounds.__wrapped__
+        return spell(self, op, payload_bytes, members, root)
 
     def total_sent(self, op: str, payload_bytes: int, members: int, root: int = 0) -> int:
         """Return the bytes that the whole group sends."""
@@ -105,8 +107,7 @@ def check_op(op: str) -> None:
     assert op in OPS, f"got the collective {op!r}; expected one of {', '.join(OPS)}"
 
 
-# Schedules of unequal chunks are long (n - 1 rounds of n transfers); few distinct ones are alive at a time.
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def _rounds(plan: Plan, op: str, payload_bytes: int, members: int, root: int) -> Rounds:
     check_op(op)
     assert payload_bytes >= 0

@@ -1,0 +1,223 @@
+"""A block of irregular workers: one coroutine each, resumed one by one when the virtual clock says so.
+
+Tensors stay in the block that made them. What leaves is a *parcel*, an opaque handle on an encoded payload, and a
+descriptor for the clock; what comes back are the parcels that a worker's requests are answered with. In one process a
+parcel is the payload itself; between Ray actors it is an object reference, so tensors do not pass through the driver.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from simdist.communication.codecs import Codec, payload_bytes
+from simdist.communication.trace import ReceiveOp, SendOp, WaveOps
+from simdist.execution.collectives import PARTS, Group, Part
+from simdist.execution.engine import peak_rss_bytes
+from simdist.execution.inline import inline_worker
+from simdist.execution.lockstep import scalar
+from simdist.execution.wiring import COLLECTIVES, Wiring, decode, describe_free, describe_local, encode
+from simdist.program import MeshShape, Worker
+from simdist.program.program import IrregularProgram
+from simdist.program.requests import Message, Receive, Request, Send, Wave
+
+
+@dataclass(frozen=True)
+class Mail:
+    """The answer to a receive: whose message, and the parcel that holds it."""
+
+    source: int
+    parcel: Any
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The answer to a collective: all members' parcels in member order, and which member this worker is.
+
+    ``event`` numbers the collective, so that a block computes it once for all its members.
+    """
+
+    event: int
+    parcels: tuple[Any, ...]
+    place: int
+
+
+Delivery = Mail | Meeting | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a worker did when it was resumed.
+
+    Attributes:
+        ops: descriptors of its next wave; None when its program has ended.
+        parcels: per item a handle on what it hands in (sends, collectives), else None.
+        observed: rows noted since it last suspended.
+        params: the final parameters, if this worker's program returned them.
+    """
+
+    worker: int
+    ops: WaveOps | None
+    parcels: tuple[Any, ...] = ()
+    observed: list[dict[str, Any]] = field(default_factory=list)
+    params: dict[str, Tensor] | None = None
+
+
+Wrap = Callable[[Any], Any]
+
+
+class LiveBlock:
+    """Holds and resumes the coroutines of some workers.
+
+    Args:
+        wrap: turns a payload into a parcel; ``unwrap`` is its inverse.
+    """
+
+    def __init__(
+        self,
+        program: IrregularProgram,
+        workers: Sequence[Worker],
+        wiring: Wiring,
+        wrap: Wrap = lambda payload: payload,
+        unwrap: Wrap = lambda parcel: parcel,
+    ) -> None:
+        self._wiring = wiring
+        self._wrap = wrap
+        self._unwrap = unwrap
+        self._workers = {worker.index: worker for worker in workers}
+        self._programs: dict[int, Coroutine[Any, Any, Any]] = {
+            index: program.main(worker) for index, worker in self._workers.items() if index is not None
+        }
+        self._waves: dict[int, Wave] = {}
+        self._met: dict[int, tuple[list[Tensor], int]] = {}
+
+    def resume(self, deliveries: Mapping[int, tuple[Delivery, ...] | None]) -> list[Asked]:
+        """Resume workers with their answers (None: for the first time) and return what each asks next."""
+        return [self._resume(worker, answers) for worker, answers in deliveries.items()]
+
+    def close(self) -> None:
+        for program in self._programs.values():
+            program.close()
+
+    def _resume(self, worker: int, deliveries: tuple[Delivery, ...] | None) -> Asked:
+        answers = None
+        if deliveries is not None:
+            wave = self._waves.pop(worker)
+            answers = tuple(
+                self._answer(request, delivery) for request, delivery in zip(wave, deliveries, strict=True)
+            )
+        try:
+            wave = self._programs[worker].send(answers)
+        except StopIteration as stop:
+            return Asked(worker, None, observed=self._observed(worker), params=stop.value)
+        self._waves[worker] = wave
+        handed = [self._hand_in(request) for request in wave]
+        ops = tuple(op for op, _ in handed)
+        return Asked(worker, ops, tuple(parcel for _, parcel in handed), self._observed(worker))
+
+    def _observed(self, worker: int) -> list[dict[str, Any]]:
+        rows = self._workers[worker].observations
+        found = [{name: scalar(value) for name, value in row.items()} for row in rows]
+        rows.clear()
+        return found
+
+    def _hand_in(self, request: Request) -> tuple[Any, Any]:
+        """Return a request's descriptor and parcel."""
+        if isinstance(request, COLLECTIVES):
+            part = _part([request], self._wiring.codec(request.label), request.axis.size)
+            return part.op or describe_free(request), self._wrap(request.tensor)
+        if isinstance(request, Send):
+            codec = self._wiring.codec(request.label)
+            payload = encode(codec, request.tensor)
+            label = request.label
+            name = codec.name if codec else "none"
+            op = SendOp(
+                request.to, payload_bytes(payload), label.purpose, label.tensor, name, request.tag, request.wait
+            )
+            return op, self._wrap((payload, label, request.tensor.dtype, request.tag, request.note))
+        if isinstance(request, Receive):
+            return ReceiveOp(request.source, request.tag), None
+        return describe_local(request), None
+
+    def _answer(self, request: Request, delivery: Delivery) -> Any:
+        if isinstance(delivery, Mail):
+            payload, label, dtype, tag, note = self._unwrap(delivery.parcel)
+            return Message(delivery.source, tag, decode(self._wiring.codec(label), payload, dtype), note)
+        if isinstance(delivery, Meeting):
+            assert isinstance(request, COLLECTIVES)
+            if delivery.event not in self._met:
+                tensors = [self._unwrap(parcel) for parcel in delivery.parcels]
+                members = [replace(request, tensor=tensor) for tensor in tensors]
+                part = _part(members, self._wiring.codec(request.label), request.axis.size)
+                self._met[delivery.event] = part.answers({}), 0
+            values, taken = self._met.pop(delivery.event)
+            if taken + 1 < len(values):
+                self._met[delivery.event] = values, taken + 1
+            return values[delivery.place]
+        return None
+
+
+def _part(requests: Sequence[Any], codec: Codec | None, size: int) -> Part:
+    """Begin a collective of which this block knows all members, or just one, to see what it encodes."""
+    members = range(len(requests))
+    group = Group(range(size), members, [members], 0)
+    part: Part = PARTS[type(requests[0])](requests, members, [group], lambda number, place: place, codec)
+    return part
+
+
+class LiveHosts(ABC):
+    """Whoever holds all the coroutines of an irregular run; a context manager."""
+
+    @abstractmethod
+    def resume(self, deliveries: Mapping[int, tuple[Delivery, ...] | None]) -> list[Asked]:
+        """Resume some workers with their answers and return what each asks next, in worker order."""
+
+    @abstractmethod
+    def peak_rss_bytes(self) -> int:
+        """Return the largest resident memory so far, summed over the processes."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Make the coroutines."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the coroutines and free whatever holds them."""
+
+    def __enter__(self) -> LiveHosts:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LocalHosts(LiveHosts):
+    """All coroutines in this process."""
+
+    def __init__(self, program: IrregularProgram, mesh: MeshShape, wiring: Wiring, seed: int) -> None:
+        workers = [inline_worker(mesh, index, seed) for index in range(mesh.workers)]
+        self._make = lambda: LiveBlock(program, workers, wiring)
+        self._block: LiveBlock | None = None
+
+    def start(self) -> None:
+        self._block = self._make()
+
+    def resume(self, deliveries: Mapping[int, tuple[Delivery, ...] | None]) -> list[Asked]:
+        assert self._block is not None, "start() comes first"
+        return self._block.resume(deliveries)
+
+    def peak_rss_bytes(self) -> int:
+        return peak_rss_bytes()
+
+    def close(self) -> None:
+        if self._block is not None:
+            self._block.close()
