@@ -55,10 +55,12 @@ def build_job(scenario: Scenario, task: Task) -> Job:
 
 
 def build_plan(scenario: Scenario) -> Plan:
+    """Return the plan that ``network.collectives`` names."""
     return collectives_plan(scenario.network.collectives)
 
 
 def build_wiring(scenario: Scenario) -> Wiring:
+    """Return the codecs that ``wire`` names."""
     return Wiring.from_names(scenario.wire.model_dump())
 
 
@@ -78,6 +80,7 @@ def build_pricer(scenario: Scenario) -> StepPricer:
 
 
 def flops_per_second(scenario: Scenario) -> list[float]:
+    """Return the rate of each worker in FLOP/s."""
     return [scenario.compute.flops_per_second(worker) for worker in range(scenario.workers)]
 
 
@@ -158,6 +161,7 @@ def build_program(scenario: Scenario, job: Job) -> Any:
 
 
 def paced(scenario: Scenario) -> bool:
+    """Whether wall time is to follow simulated time."""
     return scenario.network.mode == "paced"
 
 

@@ -3,6 +3,8 @@
 Each class handles one kind of request in two phases: at construction it encodes what the local workers contribute and
 says what must go to (and come from) every other block; :meth:`Part.answers` then computes what each local worker
 receives. Sums follow the pairwise tree over the whole group, so that the split into blocks never shows in the bits.
+Nor may it show in the layout of an answer, since kernels round differently on other strides or alignments: all that
+arrives is dense and begins at its own storage's start, whether or not it crossed blocks.
 """
 
 from __future__ import annotations
@@ -81,6 +83,10 @@ class Part(ABC):
         """Note the descriptor of what travels: a full message of ``size`` bytes."""
         self.op = describe(self.first, self.codec, size)
 
+    def encoded(self, number: int, place: int) -> Payload:
+        """Return what a local member of a group puts on the wire."""
+        return encode(self.codec, self.requests[self.by(number, place)].tensor.contiguous())
+
     @abstractmethod
     def prepare(self) -> None:
         """Encode the local contributions, book them, and list what goes to and comes from the other blocks."""
@@ -98,7 +104,7 @@ class ReducePart(Part):
         for number, group in enumerate(self.groups):
             values = []
             for place in group.local:
-                payload = encode(self.codec, self.requests[self.by(number, place)].tensor)
+                payload = self.encoded(number, place)
                 self.book(payload_bytes(payload))
                 values.append(decode(self.codec, payload, self.dtype))
             start = group.local[0]
@@ -146,7 +152,7 @@ class ReduceScatterPart(ReducePart):
 
     def deliver(self, total: Tensor, group: Group) -> list[Tensor]:
         # the total covers all members of a group that is wholly local, else just the local members' chunks
-        return [chunk(total, self.first.dim, i, len(group.local)) for i in range(len(group.local))]
+        return [_dense(chunk(total, self.first.dim, i, len(group.local))) for i in range(len(group.local))]
 
 
 class AllGatherPart(Part):
@@ -155,9 +161,7 @@ class AllGatherPart(Part):
     def prepare(self) -> None:
         self.payloads: list[dict[int, Payload]] = []
         for number, group in enumerate(self.groups):
-            payloads = {
-                place: encode(self.codec, self.requests[self.by(number, place)].tensor) for place in group.local
-            }
+            payloads = {place: self.encoded(number, place) for place in group.local}
             self.payloads.append(payloads)
             sample = payloads[group.local[0]]
             self.book(payload_bytes(sample) * group.size)
@@ -191,7 +195,8 @@ class AllToAllPart(Part):
             for source in group.local:
                 x = self.requests[self.by(number, source)].tensor
                 for target in range(group.size):
-                    payloads[source, target] = encode(self.codec, chunk(x, self.first.split_dim, target, group.size))
+                    part = chunk(x, self.first.split_dim, target, group.size).contiguous()
+                    payloads[source, target] = encode(self.codec, part)
             self.payloads.append(payloads)
             sample = payloads[group.local[0], 0]
             self.book(payload_bytes(sample) * group.size)
@@ -224,7 +229,7 @@ class BroadcastPart(Part):
         self.payloads: list[Payload] = []
         for number, group in enumerate(self.groups):
             mine = root if root in group.local else group.local[0]
-            payload = encode(self.codec, self.requests[self.by(number, mine)].tensor)
+            payload = self.encoded(number, mine)
             self.payloads.append(payload)
             self.book(payload_bytes(payload))
             for block, theirs in group.others.items():
@@ -240,10 +245,15 @@ class BroadcastPart(Part):
             for block, theirs in group.others.items():
                 if self.first.root in theirs:
                     payload = tuple(next(arrived[block]) for _ in payload)
-            x = decode(self.codec, payload, self.dtype)
+            x = _dense(decode(self.codec, payload, self.dtype))
             for place in group.local:
                 result[self.by(number, place)] = x
         return result
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return a copy in a storage of its own."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 PARTS: dict[type, Any] = {

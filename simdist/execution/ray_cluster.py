@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,15 +133,19 @@ class ActorGroup:
     def _dead(self, references: Sequence[Any], owners: Sequence[int]) -> int | None:
         import ray
 
-        for reference, owner in zip(references, owners, strict=True):
-            done, _ = ray.wait([reference], timeout=NEWS_SECONDS)
-            if done:
-                try:
-                    ray.get(reference)
-                except ray.exceptions.RayActorError:
-                    return owner
-                except ray.exceptions.RayTaskError:
-                    continue
+        # one deadline for all: the peers that are still alive may wait for the dead one for ever
+        deadline = time.monotonic() + NEWS_SECONDS
+        left = list(references)
+        while left:
+            done, left = ray.wait(left, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                return None
+            try:
+                ray.get(done[0])
+            except ray.exceptions.RayActorError:
+                return owners[list(references).index(done[0])]
+            except ray.exceptions.RayTaskError:
+                continue
         return None
 
     def close(self) -> None:

@@ -51,14 +51,17 @@ class Wiring:
 
 
 def encode(codec: Codec | None, x: Tensor) -> tuple[Tensor, ...]:
+    """Return what travels for ``x``; without a codec (a measurement) the tensor itself."""
     return (x,) if codec is None else codec.encode(x)
 
 
 def decode(codec: Codec | None, payload: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """Return what the receiver of a payload gets: the inverse of :func:`encode`, up to the wire's precision."""
     return payload[0] if codec is None else codec.decode(payload, dtype)
 
 
 def round_trip(codec: Codec | None, x: Tensor) -> Tensor:
+    """Return what becomes of ``x`` on its way."""
     return x if codec is None else codec.round_trip(x)
 
 

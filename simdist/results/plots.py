@@ -60,8 +60,9 @@ def _how_compared(runs: Sequence[Run]) -> str:
 
 
 def _loss_vs_steps(runs: Sequence[Run]) -> Drawn:
+    thin = "training loss" if loss_kind(runs) == "validation" else "the loss of each step"
     caption = (
-        f"{_how_compared(runs)} Thin lines: training loss. The first tenth of training may lie above the picture, "
+        f"{_how_compared(runs)} Thin lines: {thin}. The first tenth of training may lie above the picture, "
         "here and in the next two figures."
     )
     return Drawn("loss_vs_steps", "Loss by step: no network in this one", caption, loss_vs_steps(runs))
@@ -129,8 +130,8 @@ def _computing(runs: Sequence[Run], timed: Timings) -> Drawn:
 
 
 def _nu(runs: Sequence[Run]) -> Drawn:
-    title = "ν: how far the update exceeds a unit step"
+    title = "ν: spectral norm of the update direction"
     if not any(has_nu(run) for run in runs):
         return Drawn("nu_vs_steps", title, "", None, "no run logged ν (set diagnostics.every with Dion or Orth-Dion)")
-    caption = "Spectral norm of the low-rank update direction: 1 means that no direction is overstepped."
+    caption = "1: no direction of the low-rank update is overstepped. Line: mean over matrices; band: least to most."
     return Drawn("nu_vs_steps", title, caption, nu_vs_steps(runs))

@@ -44,7 +44,11 @@ def loss_vs_steps(runs: Sequence[Run]) -> Figure:
     axes.set_xlabel("Optimizer steps")
     axes.set_ylabel(loss_label(runs, kind if kind == "validation" else "training"))
     thin = Line2D([], [], color=GREY, linewidth=0.8, alpha=0.7)
-    legend_above(figure, line_styles([run.label for run in runs]), [(thin, "thin: training loss")])
+    legend_above(
+        figure,
+        line_styles([run.label for run in runs]),
+        [(thin, "thin: training loss" if kind == "validation" else "thin: each step")],
+    )
     return figure
 
 

@@ -68,7 +68,10 @@ def _mark_crossovers(axes: Axes, seconds: Mapping[str, Mapping[float, float]]) -
         axes.axvline(rate, color=GREY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=0, gid="crossover")
         axes.annotate(
             f"above {rate_label(float(f'{rate:.2g}'))}: {winner}",
-            transform=axes.get_xaxis_transform(),
+            (rate, 0.975 if above else 0.025),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(-2, 0),
+            textcoords="offset points",
             rotation=90,
             fontsize=9,
             color="#333333",

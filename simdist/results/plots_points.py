@@ -173,13 +173,13 @@ def timings(runs: Sequence[Run]) -> Timings:
         timed = [] if own is None else [(own, run.conditions, run.steps)]
         timed += [(one.bandwidth, one.conditions, one.steps) for one in run.retimed]
         for rate, conditions, steps in timed:
-            key = _all_but_bandwidth(conditions)
+            key = all_but_bandwidth(conditions)
             meaning.setdefault(key, conditions)
             tables.setdefault(key, {}).setdefault(run.label, {}).setdefault(rate, steps)
     chosen = max(tables, key=lambda key: (len(tables[key]), sum(map(len, tables[key].values()))), default="")
     result = {}
     for run in runs:
-        times = tables.get(chosen, {}).get(run.label) or tables.get(_all_but_bandwidth(run.conditions), {}).get(
+        times = tables.get(chosen, {}).get(run.label) or tables.get(all_but_bandwidth(run.conditions), {}).get(
             run.label, {}
         )
         if times:
@@ -189,7 +189,8 @@ def timings(runs: Sequence[Run]) -> Timings:
     return Timings(result, tuple(sorted(shared)), meaning[chosen] if covers_all and chosen else None)
 
 
-def _all_but_bandwidth(conditions: Mapping[str, Any]) -> str:
+def all_but_bandwidth(conditions: Mapping[str, Any]) -> str:
+    """Return a text that is equal for conditions that differ in nothing but bandwidth."""
     # A paced run follows the same simulated clock, so its mode is no difference; 1 and 1.0 are one number.
     network = {key: value for key, value in conditions["network"].items() if key not in ("bandwidth", "mode")}
     return json.dumps(_as_floats({"network": network, "compute": conditions["compute"]}), sort_keys=True, default=str)

@@ -104,14 +104,10 @@ class Run:
     def bytes_by_purpose(self) -> dict[tuple[str, str], float]:
         """Bytes that a worker sends in an average step, by (purpose, axis), largest first.
 
-        A point-to-point message is sent by one worker, a collective by every member of its groups; both are averaged
-        over all workers of the run.
+        The ledger's totals are used, so a message that one worker sends is averaged over all workers too.
         """
-        table = self.ledger(["op", "purpose", "axis", "group_size", "groups", "sent_bytes_per_worker"])
-        each = _column(table, "sent_bytes_per_worker")
-        senders = _column(table, "group_size") * _column(table, "groups")
-        senders = np.where(np.array(table["op"].to_pylist()) == "send", 1.0, senders)
-        share = pyarrow.array(each * senders / max(1, int(self.summary.get("workers", 1))))
+        table = self.ledger(["purpose", "axis", "sent_bytes_total"])
+        share = pyarrow.array(_column(table, "sent_bytes_total") / max(1, int(self.summary.get("workers", 1))))
         keys = pyarrow.table({"purpose": table["purpose"], "axis": table["axis"], "sent": share})
         sums = keys.group_by(["purpose", "axis"]).aggregate([("sent", "sum")]).to_pylist()
         steps = max(1, len(self.steps["step"]))

@@ -50,6 +50,7 @@ def ledger_table(steps: int, rows: Sequence[tuple[str, str, str, int, int, int]]
     """Rows per step: (op, purpose, axis, group_size, groups, sent_bytes_per_worker)."""
     names = ("op", "purpose", "axis", "group_size", "groups", "sent_bytes_per_worker")
     columns: dict[str, list[Any]] = {name: [row[at] for row in rows] * steps for at, name in enumerate(names)}
+    columns["sent_bytes_total"] = [row[3] * row[4] * row[5] for row in rows] * steps
     columns["step"] = [step for step in range(1, steps + 1) for _ in rows]
     return pyarrow.table(columns)
 

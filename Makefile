@@ -1,0 +1,52 @@
+# make demo | install | test | test-slow | lint | format | clean; each sets up what it needs first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO := runs/bandwidth_vs_convergence
+# two processes fill two cores; the order within a file stays
+PYTEST := $(BIN)/python -m pytest
+
+# one thread each: several processes share few cores, and sums must not depend on how many there are
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-slow lint format clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(STAMP) ## make .venv with the pinned packages and simdist (PYTHON=python3.12 chooses the interpreter)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "simdist: got `$(PYTHON) --version 2>&1` as $(PYTHON); expected Python 3.10 to 3.13: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## train, re-time and draw the main job: bandwidth against convergence
+	$(BIN)/simdist sweep scenarios/bandwidth_vs_convergence.py --out $(DEMO)
+	$(BIN)/simdist report $(DEMO)
+
+test: $(STAMP) ## run the tests (not those marked slow, gpu or root)
+	$(PYTEST)
+
+test-slow: $(STAMP) ## run the tests that take minutes
+	$(PYTEST) -m slow
+
+lint: $(STAMP) ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""Learning rates of the main job: every contestant on a grid, same data, steps and seed.
+
+    simdist sweep analysis/lr_sweep/lr_sweep.py --out runs/lr_sweep
+    python analysis/lr_sweep/summarise.py runs/lr_sweep
+
+The stacked engine trains the same numbers as the main job's Ray actors to rounding, in less wall time. The last
+contestant is Orth-Dion with the paper's own error feedback (EF-P, beta_p = 1; card 1), for comparison.
+"""
+
+from pathlib import Path
+
+from simdist import Sweep
+from simdist.execution.settings import EngineSettings
+from simdist.optimizers import OrthDion, Rule
+from simdist.registry import load_file
+
+MAIN = load_file(Path(__file__).parents[2] / "scenarios" / "bandwidth_vs_convergence.py")
+ADAMW_GRID = [1e-3, 2e-3, 4e-3, 8e-3]
+SPECTRAL_GRID = [0.005, 0.01, 0.02, 0.04]
+
+
+def sweep() -> Sweep:
+    contestants: list[Rule] = []
+    for adamw, lr in zip(ADAMW_GRID, SPECTRAL_GRID, strict=True):
+        contestants += MAIN.optimizers(adamw, lr, lr, lr)
+        contestants.append(
+            OrthDion(
+                lr=lr,
+                weight_decay=0.1,
+                scale="spectral",
+                rank=MAIN.RANK,
+                error_feedback="paper",
+                beta=1.0,
+                auxiliary=MAIN.AUXILIARY,
+            )
+        )
+    base = MAIN.scenario().model_copy(update={"engine": EngineSettings(name="stacked")})
+    return Sweep(name="lr-sweep", base=base, over={"optimizer": contestants})

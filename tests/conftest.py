@@ -1,0 +1,18 @@
+"""Set-up of every test: one thread per process, and repeatable draws in CI."""
+
+from __future__ import annotations
+
+import os
+
+# before torch and numpy are imported, which read these once; 2 test processes share 2 cores
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+torch.set_num_threads(1)
+
+# a shared machine may stall for seconds, which says nothing about the code
+settings.register_profile("simdist", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("simdist")
