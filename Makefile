@@ -3,9 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# errors only: pip warns of each package that one of several indexes lacks
+PIP_INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt
 DEMO := runs/bandwidth_vs_convergence
-# two processes fill two cores; the order within a file stays
-PYTEST := $(BIN)/python -m pytest
+# two processes for two cores; a file stays together, as its fixtures (a Ray cluster, say) are costly
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # one thread each: several processes share few cores, and sums must not depend on how many there are
 export OMP_NUM_THREADS ?= 1
@@ -23,10 +25,12 @@ install: $(STAMP) ## make .venv with the pinned packages and simdist (PYTHON=pyt
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "simdist: got `$(PYTHON) --version 2>&1` as $(PYTHON); expected Python 3.10 to 3.13: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@echo "Installing simdist and its pinned packages in .venv; this takes a few minutes."
+	@$(PYTHON) -m venv .venv
+	@$(PIP_INSTALL) hatchling editables
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@
+	@echo "Installed: $(BIN)/simdist"
 
 demo: $(STAMP) ## train, re-time and draw the main job: bandwidth against convergence
 	$(BIN)/simdist sweep scenarios/bandwidth_vs_convergence.py --out $(DEMO)

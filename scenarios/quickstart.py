@@ -1,8 +1,8 @@
 """The smallest real study: a byte-level language model on 4 emulated FSDP workers under Orth-Dion.
 
-    simdist run scenarios/quickstart.py                     # one coroutine per worker, in this process
-    simdist run scenarios/quickstart.py --engine ray        # the same bits from Ray actors
-    simdist retime runs/quickstart --over network.bandwidth=10Mbit/s,1Gbit/s
+simdist run scenarios/quickstart.py                     # one coroutine per worker, in this process
+simdist run scenarios/quickstart.py --engine ray        # the same bits from Ray actors
+simdist retime runs/quickstart --over network.bandwidth=10Mbit/s,1Gbit/s
 """
 
 from simdist import Scenario

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,7 +94,7 @@ def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None) -
     """Return the engine that a lock-step scenario names, not started yet."""
     engine, mesh, wiring = scenario.engine, scenario.mesh.shape, build_wiring(scenario)
     if engine.name == "ray":
-        from simdist.execution.ray_engine import RayEngine
+        from simdist.execution.ray_engine import RayEngine, Stacking
 
         data = scenario.to_dict()
         return RayEngine(
@@ -107,6 +106,7 @@ def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None) -
             make_hold=functools.partial(_hold_in_actor, data) if paced(scenario) else None,
             device=engine.device,
             threads=threads_of(scenario),
+            stacking=Stacking(engine.block == "stacked", engine.chunk),
             address=ray_address,
         )
     hold = _hold(scenario) if paced(scenario) else None
@@ -150,9 +150,7 @@ def _blocks(scenario: Scenario) -> list[range]:
     from simdist.execution.ray_cluster import default_actors
 
     engine = scenario.engine
-    return split_into_blocks(
-        scenario.workers, engine.actors, engine.workers_per_actor, default_actors(engine.device)
-    )
+    return split_into_blocks(scenario.workers, engine.actors, engine.workers_per_actor, default_actors(engine.device))
 
 
 def build_program(scenario: Scenario, job: Job) -> Any:
@@ -176,5 +174,3 @@ def _program_in_actor(data: dict[str, Any]) -> Any:
 
 def _hold_in_actor(data: dict[str, Any]) -> Hold:
     return _hold(Scenario.from_dict(data))
-
-

@@ -26,7 +26,10 @@ def run_irregular(session: Session, ray_address: str | None) -> tuple[dict[str, 
     with ExitStack() as stack:
         hosts = stack.enter_context(build_hosts(scenario, session.job, ray_address))
         live = LiveRun(hosts, timeline, session.ledger, follow(time.monotonic, time.sleep) if paced(scenario) else None)
-        live.run(range(scenario.workers), scribe)
+        try:
+            live.run(range(scenario.workers), scribe)
+        finally:
+            session.extra |= scribe.totals()
         return live.params, hosts.peak_rss_bytes()
 
 
@@ -66,6 +69,14 @@ class Scribe:
             else:
                 rest = {key: value for key, value in note.row.items() if key != "step"}
                 self._session.recorder.diagnostics(note.row.get("step", self._step), [rest])
+
+    def totals(self) -> dict[str, Any]:
+        """Return the summary's byte counts, with what travelled after the last step: the ledger's own totals."""
+        total, workers = self._session.ledger.total_bytes, self._session.scenario.workers
+        return {
+            "sent_bytes_total": total,
+            "sent_bytes_per_worker_per_step": total / workers / self._step if self._step else 0.0,
+        }
 
     def _add_step(self, note: Noted) -> None:
         self._step = int(note.row["step"])

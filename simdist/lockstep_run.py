@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from simdist.running import Session
 
 
-def run_lockstep(session: Session, ray_address: str | None) -> tuple[dict[str, torch.Tensor], int]:
+def run_lockstep(session: Session, ray_address: str | None) -> tuple[dict[str, torch.Tensor] | None, int]:
     """Run every step of a lock-step scenario and return the final parameters and the peak memory in bytes."""
     scenario = session.scenario
     clock = LockstepClock(build_pricer(scenario))

@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from simdist.assembly import build_plan, build_pricer
 from simdist.communication.ledger import Ledger
 from simdist.errors import InputError
@@ -19,9 +17,9 @@ from simdist.execution.clock import LockstepClock, collective_times
 from simdist.loading import load_scenario, override, parse_over, parse_set
 from simdist.results.folder import kind_of
 from simdist.results.program_file import ProgramFile
-from simdist.results.recorder import write_json, write_ledger, write_steps
+from simdist.results.recorder import read_steps, write_json, write_ledger, write_steps
 from simdist.scenario import Scenario, Sweep
-from simdist.sweeping import points
+from simdist.sweeping import points, read_summary
 from simdist.units import format_size, format_time
 from simdist.yaml_text import dump
 
@@ -41,10 +39,12 @@ def retime(run: Path, scenario: Scenario, folder: Path) -> dict[str, Any]:
     Raises:
         InputError: when the folder is no finished lock-step run, or the network does not fit its workers.
     """
-    rows = pq.read_table(run / "steps.parquet").to_pylist()
+    rows = read_steps(run / "steps.parquet")
     program = ProgramFile.read(run / "program.json").ops()
     if len(program) != len(rows):
-        raise InputError(f"{run} is damaged: {len(program)} recorded steps but {len(rows)} rows; run the scenario again")
+        raise InputError(
+            f"{run} is damaged: {len(program)} recorded steps but {len(rows)} rows; run the scenario again"
+        )
     clock = LockstepClock(build_pricer(scenario))
     ledger = Ledger(scenario.mesh.shape, build_plan(scenario))
     sent = 0
@@ -67,7 +67,7 @@ def retime(run: Path, scenario: Scenario, folder: Path) -> dict[str, Any]:
         "sent_bytes_per_worker_per_step": sent / scenario.workers / max(1, len(rows)),
         "ledger_sha256": ledger.sha256(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder)
     resolved = scenario.to_dict()
     (folder / "network.yaml").write_text(dump({key: resolved[key] for key in SECTIONS}), encoding="utf-8")
     write_steps(folder / "steps.parquet", rows)
@@ -89,8 +89,9 @@ def retime_command(run: Path, changes: list[str], over: list[str], out: Path | N
 
     if kind_of(run) != "run":
         raise InputError(f"got {str(run)!r}, which is no run folder; expected one that `simdist run` wrote")
-    if not (run / "summary.json").is_file():
-        raise InputError(f"got {str(run)!r}, which is not finished (it has no summary.json); expected a finished run")
+    status = read_summary(run).get("status", "no summary.json")
+    if status != "done":
+        raise InputError(f"got {str(run)!r}, which is not finished ({status}); expected a finished run")
     fixed, varied = parse_set(changes), parse_over(over)
     _check_keys([*fixed, *varied])
     if not fixed and not varied:
@@ -104,6 +105,17 @@ def retime_command(run: Path, changes: list[str], over: list[str], out: Path | N
     rows = [(point.name, retime(run, point.scenario, target / point.name)) for point in points(wanted)]
     Console().print(_table(rows))
     print(f"Re-timings: {target}")
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder of a re-timing; an earlier re-timing there is replaced, all else is left alone."""
+    advice = "expected a new folder, or that of an earlier re-timing: choose another --out"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and (kind_of(folder) or not (folder / "network.yaml").is_file()):
+            raise InputError(f"--out: got {str(folder)!r}, which holds something else; {advice}")
+    except OSError as error:
+        raise InputError(f"--out: got {str(folder)!r}, which cannot be used ({error}); {advice}") from None
 
 
 def _check_keys(keys: list[str]) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simdist.assembly import build_job, build_task
+from simdist.assembly import build_job, build_plan, build_pricer, build_task
 from simdist.communication.ledger import Ledger
 from simdist.errors import RunError, SimdistError
 from simdist.execution.engine import peak_rss_bytes
@@ -112,12 +112,12 @@ def run(scenario: Scenario, out: Path | None = None, progress: bool = True, ray_
         InputError: before anything has been run.
         RunError: when the run failed; what was recorded so far is in the folder.
     """
+    # here, as both need a Session
+    from simdist.irregular_run import run_irregular
     from simdist.lockstep_run import run_lockstep
 
     task = build_task(scenario)
     job = build_job(scenario, task)
-    from simdist.assembly import build_plan, build_pricer
-
     build_pricer(scenario)  # a network that does not fit is refused before a folder is made
     folder = claim_folder(out if out is not None else _free_folder(scenario.name), "run")
     environment = {"seed": scenario.seed, "data_sha256": task.data_hash}
@@ -126,12 +126,8 @@ def run(scenario: Scenario, out: Path | None = None, progress: bool = True, ray_
     with Progress(scenario.name, scenario.steps, progress) as bar:
         session = Session(scenario, job, recorder, ledger, bar)
         with _kept(session, folder):
-            if scenario.schedule.lockstep:
-                params, peak = run_lockstep(session, ray_address)
-            else:
-                from simdist.irregular_run import run_irregular
-
-                params, peak = run_irregular(session, ray_address)
+            drive = run_lockstep if scenario.schedule.lockstep else run_irregular
+            params, peak = drive(session, ray_address)
             summary = session.save("done", params, peak)
     if progress:
         print_summary(folder, summary)

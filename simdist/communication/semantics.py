@@ -102,8 +102,10 @@ def stacked_chunks(x: Tensor, dim: int, size: int, axis: int) -> Tensor:
     parts = x.unflatten(dim, (size, chunk_length(x, dim, size)))
     at = dim - 1 if dim < 0 else dim
     if x.shape[axis] == 1:
-        return parts.squeeze(axis).movedim(at, axis)
-    return torch.diagonal(parts, dim1=axis, dim2=at).movedim(-1, axis)
+        dealt: Tensor = parts.squeeze(axis).movedim(at, axis)
+        return dealt
+    own: Tensor = torch.diagonal(parts, dim1=axis, dim2=at)
+    return own.movedim(-1, axis)
 
 
 def stacked_gather(x: Tensor, dim: int, size: int, axis: int) -> Tensor:
@@ -120,4 +122,5 @@ def stacked_all_to_all(x: Tensor, split_dim: int, concat_dim: int, size: int, ax
     parts = x.unflatten(split_dim, (size, chunk_length(x, split_dim, size)))
     # now: [.., source, .., destination, chunk, ..]; the destination becomes the worker axis, the source is joined
     moved = parts.transpose(axis, split_dim - 1)
-    return moved.movedim(split_dim - 1, concat_dim - 1).flatten(concat_dim - 1, concat_dim)
+    joined: Tensor = moved.movedim(split_dim - 1, concat_dim - 1).flatten(concat_dim - 1, concat_dim)
+    return joined

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 
 def split_into_blocks(workers: int, actors: int | None, workers_per_actor: int | None, default: int) -> list[range]:
     """Deal workers out to actors in contiguous blocks.
@@ -17,4 +19,4 @@ def split_into_blocks(workers: int, actors: int | None, workers_per_actor: int |
         return [range(a, min(a + workers_per_actor, workers)) for a in range(0, workers, workers_per_actor)]
     count = min(actors or default, workers)
     edges = [-(-workers * i // count) for i in range(count + 1)]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]

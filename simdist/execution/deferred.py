@@ -117,7 +117,8 @@ class DeferredGradients:
     def _pass_over(self, axis: str, codec: Codec | None) -> list[tuple[Tensor, int]]:
         """Sum every registered value over every group of an axis."""
         groups = list({self.mesh.group(axis, worker): None for worker in range(self.mesh.workers)})
-        joined = (codec is None or codec.lossless(self.dtype)) and all(self._agrees(axis, x) for x in self._params.values())
+        lossless = codec is None or codec.lossless(self.dtype)
+        joined = lossless and all(self._agrees(axis, x) for x in self._params.values())
         sums = [self._joined(list(group)) if joined else self._summed_by_vmap(list(group), codec) for group in groups]
         result = []
         for number in range(len(self._packs)):

@@ -46,6 +46,7 @@ class Engine(ABC):
     def peak_rss_bytes(self) -> int:
         """Return the largest resident memory so far, summed over the engine's processes."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free processes and connections."""
 
@@ -100,6 +101,9 @@ class LocalEngine(Engine):
 
     def peak_rss_bytes(self) -> int:
         return peak_rss_bytes()
+
+    def close(self) -> None:
+        """Nothing is held outside this process."""
 
     @property
     def states(self) -> list[object]:

@@ -6,6 +6,7 @@ import datetime
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ def loopback_interface() -> str:
 class GlooExchange(Exchange):
     """One flat message per pair of blocks and wave; sizes are known on both sides, so there are no headers."""
 
-    def __init__(self, blocks: Sequence[range], me: int, store: dist.Store, loopback: bool) -> None:
+    def __init__(self, blocks: Sequence[range], me: int, store: Any, loopback: bool) -> None:
         self.blocks = blocks
         self.me = me
         if loopback:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simdist.communication.ledger import Entry, Ledger
 from simdist.communication.trace import CollectiveOp, SendOp
+from simdist.errors import DeadlockError
 from simdist.execution.events import DIAGNOSTIC, Event, Place
 from simdist.execution.live_block import Delivery, LiveHosts, Mail, Meeting
 from simdist.execution.timeline import Timeline
@@ -76,13 +77,17 @@ class LiveRun:
                         if parcel is not None:
                             self._parcels[Place(asked.worker, wave, item)] = parcel
             tell((), noted)
-            woken = self._timeline.advance()
+            try:
+                woken = self._timeline.advance()
+            except DeadlockError:
+                tell(self._book(), ())  # what has been delivered until then is part of the record
+                raise
             if self._hold is not None:
                 self._hold(self._timeline.now)
             tell(self._book(), ())
             # a collective's parcels are needed by every member that wakes, so they are dropped after all are served
             served: set[Place] = set()
-            awake = {w.worker: tuple(self._delivery(answer, w.worker, served) for answer in w.answers) for w in woken}
+            awake = {w.worker: tuple(self._delivery(answer, served) for answer in w.answers) for w in woken}
             for place in served:
                 del self._parcels[place]
 
@@ -103,7 +108,7 @@ class LiveRun:
             return None if op.purpose == DIAGNOSTIC else self._ledger.entry(op, groups=1)
         return Ledger.message(op) if isinstance(op, SendOp) else None
 
-    def _delivery(self, answer: int | Place | None, worker: int, served: set[Place]) -> Delivery:
+    def _delivery(self, answer: int | Place | None, served: set[Place]) -> Delivery:
         if isinstance(answer, Place):
             served.add(answer)
             return Mail(answer.worker, self._parcels[answer])
@@ -113,6 +118,4 @@ class LiveRun:
         if event.kind != "collective":
             return None
         served.update(event.places)
-        return Meeting(
-            answer, tuple(self._parcels[place] for place in event.places), event.members.index(worker)
-        )
+        return Meeting(answer, tuple(self._parcels[place] for place in event.places), event.members)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from simdist.communication.codecs import Codec, payload_bytes
 from simdist.communication.trace import ReceiveOp, SendOp, WaveOps
+from simdist.errors import ProgramError, SimdistError
 from simdist.execution.collectives import PARTS, Group, Part
 from simdist.execution.engine import peak_rss_bytes
 from simdist.execution.inline import inline_worker
@@ -36,14 +37,14 @@ class Mail:
 
 @dataclass(frozen=True)
 class Meeting:
-    """The answer to a collective: all members' parcels in member order, and which member this worker is.
+    """The answer to a collective: all members' parcels, and which workers these are, in member order.
 
     ``event`` numbers the collective, so that a block computes it once for all its members.
     """
 
     event: int
     parcels: tuple[Any, ...]
-    place: int
+    members: tuple[int, ...]
 
 
 Delivery = Mail | Meeting | None
@@ -108,14 +109,19 @@ class LiveBlock:
         if deliveries is not None:
             wave = self._waves.pop(worker)
             answers = tuple(
-                self._answer(request, delivery) for request, delivery in zip(wave, deliveries, strict=True)
+                self._answer(worker, request, delivery) for request, delivery in zip(wave, deliveries, strict=True)
             )
         try:
             wave = self._programs[worker].send(answers)
         except StopIteration as stop:
             return Asked(worker, None, observed=self._observed(worker), params=stop.value)
+        except SimdistError:
+            raise
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0]
+            raise ProgramError(f"worker {worker} raised {type(error).__name__}: {text}") from error
         self._waves[worker] = wave
-        handed = [self._hand_in(request) for request in wave]
+        handed = [self._hand_in(worker, request) for request in wave]
         ops = tuple(op for op, _ in handed)
         return Asked(worker, ops, tuple(parcel for _, parcel in handed), self._observed(worker))
 
@@ -125,14 +131,15 @@ class LiveBlock:
         rows.clear()
         return found
 
-    def _hand_in(self, request: Request) -> tuple[Any, Any]:
+    def _hand_in(self, worker: int, request: Request) -> tuple[Any, Any]:
         """Return a request's descriptor and parcel."""
         if isinstance(request, COLLECTIVES):
-            part = _part([request], self._wiring.codec(request.label), request.axis.size)
+            part = _part([request], [worker], self._wiring.codec(request.label), request.axis.size)
             return part.op or describe_free(request), self._wrap(request.tensor)
         if isinstance(request, Send):
             codec = self._wiring.codec(request.label)
-            payload = encode(codec, request.tensor)
+            # a copy: the sender may go on at once and change its tensor in place
+            payload = encode(codec, request.tensor.detach().clone())
             label = request.label
             name = codec.name if codec else "none"
             op = SendOp(
@@ -143,7 +150,7 @@ class LiveBlock:
             return ReceiveOp(request.source, request.tag), None
         return describe_local(request), None
 
-    def _answer(self, request: Request, delivery: Delivery) -> Any:
+    def _answer(self, worker: int, request: Request, delivery: Delivery) -> Any:
         if isinstance(delivery, Mail):
             payload, label, dtype, tag, note = self._unwrap(delivery.parcel)
             return Message(delivery.source, tag, decode(self._wiring.codec(label), payload, dtype), note)
@@ -152,20 +159,20 @@ class LiveBlock:
             if delivery.event not in self._met:
                 tensors = [self._unwrap(parcel) for parcel in delivery.parcels]
                 members = [replace(request, tensor=tensor) for tensor in tensors]
-                part = _part(members, self._wiring.codec(request.label), request.axis.size)
+                part = _part(members, delivery.members, self._wiring.codec(request.label), request.axis.size)
                 self._met[delivery.event] = part.answers({}), 0
             values, taken = self._met.pop(delivery.event)
-            if taken + 1 < len(values):
+            if taken + 1 < sum(member in self._workers for member in delivery.members):
                 self._met[delivery.event] = values, taken + 1
-            return values[delivery.place]
+            return values[delivery.members.index(worker)]
         return None
 
 
-def _part(requests: Sequence[Any], codec: Codec | None, size: int) -> Part:
+def _part(requests: Sequence[Any], workers: Sequence[int], codec: Codec | None, size: int) -> Part:
     """Begin a collective of which this block knows all members, or just one, to see what it encodes."""
     members = range(len(requests))
     group = Group(range(size), members, [members], 0)
-    part: Part = PARTS[type(requests[0])](requests, members, [group], lambda number, place: place, codec)
+    part: Part = PARTS[type(requests[0])](requests, workers, [group], lambda number, place: place, codec)
     return part
 
 
@@ -204,12 +211,13 @@ class LocalHosts(LiveHosts):
     """All coroutines in this process."""
 
     def __init__(self, program: IrregularProgram, mesh: MeshShape, wiring: Wiring, seed: int) -> None:
-        workers = [inline_worker(mesh, index, seed) for index in range(mesh.workers)]
-        self._make = lambda: LiveBlock(program, workers, wiring)
+        self._program = program
+        self._workers = [inline_worker(mesh, index, seed) for index in range(mesh.workers)]
+        self._wiring = wiring
         self._block: LiveBlock | None = None
 
     def start(self) -> None:
-        self._block = self._make()
+        self._block = LiveBlock(self._program, self._workers, self._wiring)
 
     def resume(self, deliveries: Mapping[int, tuple[Delivery, ...] | None]) -> list[Asked]:
         assert self._block is not None, "start() comes first"

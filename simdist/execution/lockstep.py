@@ -7,7 +7,7 @@ process stands between two collectives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,19 +56,9 @@ class BlockResolver(Resolver):
             else:
                 items.append(None)
                 ops.append(describe_local(first))
-        arrived = self._swap([part for part in items if part])
+        arrived = swap_parts(self.exchange, [part for part in items if part])
         columns = [part.answers(arrived) if part else [None] * len(waves) for part in items]
         return [tuple(column[i] for column in columns) for i in range(len(waves))], tuple(ops)
-
-    def _swap(self, parts: Sequence[Part]) -> dict[int, Any]:
-        blocks = range(len(self.exchange.blocks))
-        outgoing = {b: [x for part in parts for x in part.outgoing.get(b, [])] for b in blocks}
-        incoming = {b: [x for part in parts for x in part.incoming.get(b, [])] for b in blocks}
-        arrived = self.exchange.swap(
-            {b: tensors for b, tensors in outgoing.items() if tensors},
-            {b: tensors for b, tensors in incoming.items() if tensors},
-        )
-        return {b: iter(tensors) for b, tensors in arrived.items()}
 
     def _aligned(self, waves: Sequence[Wave]) -> list[Any]:
         """Regroup the waves of all workers by item, after checking that they ask for the same things."""
@@ -83,6 +73,18 @@ class BlockResolver(Resolver):
                     "workers that differ need a schedule with lockstep = False"
                 )
         return list(zip(*waves, strict=True))
+
+
+def swap_parts(exchange: Exchange, parts: Sequence[Part]) -> dict[int, Iterator[Tensor]]:
+    """Exchange what the items of one wave need, in one message per pair of blocks."""
+    blocks = range(len(exchange.blocks))
+    outgoing = {b: [x for part in parts for x in part.outgoing.get(b, [])] for b in blocks}
+    incoming = {b: [x for part in parts for x in part.incoming.get(b, [])] for b in blocks}
+    arrived = exchange.swap(
+        {b: tensors for b, tensors in outgoing.items() if tensors},
+        {b: tensors for b, tensors in incoming.items() if tensors},
+    )
+    return {b: iter(tensors) for b, tensors in arrived.items()}
 
 
 def _signature(request: Request) -> tuple[Any, ...]:
@@ -125,10 +127,7 @@ class LockstepBlock:
         for worker in self.workers:
             worker.observations.clear()
         results, ops = self._drive(
-            [
-                self.program.step(worker, state, step)
-                for worker, state in zip(self.workers, self.states, strict=True)
-            ],
+            [self.program.step(worker, state, step) for worker, state in zip(self.workers, self.states, strict=True)],
             self.hold,
         )
         self.states = [state for state, _ in results]
@@ -139,10 +138,7 @@ class LockstepBlock:
     def parameters(self) -> dict[str, Tensor]:
         """Return the full parameters, as the first worker of the block sees them."""
         results, _ = self._drive(
-            [
-                self.program.parameters(worker, state)
-                for worker, state in zip(self.workers, self.states, strict=True)
-            ]
+            [self.program.parameters(worker, state) for worker, state in zip(self.workers, self.states, strict=True)]
         )
         found: dict[str, Tensor] = results[0]
         return self.workers[0].ops.plain(found)

@@ -20,9 +20,7 @@ class Pacer:
         sleep: waits for wall seconds.
     """
 
-    def __init__(
-        self, pricer: StepPricer, clock: Callable[[], float], sleep: Callable[[float], None]
-    ) -> None:
+    def __init__(self, pricer: StepPricer, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self._pricer = pricer
         self._clock = clock
         self._sleep = sleep

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from simdist.errors import SimdistError
 from simdist.execution.engine import Engine, peak_rss_bytes, set_threads
 from simdist.execution.exchange import Alone, Exchange
 from simdist.execution.inline import inline_worker
-from simdist.execution.lockstep import BlockResolver, Hold, LockstepBlock, StepOutcome
+from simdist.execution.lockstep import BlockResolver, Hold, LockstepBlock, Resolver, StepOutcome
 from simdist.execution.ray_cluster import ActorGroup, Failure
+from simdist.execution.stacked_block import StackedBlockResolver, block_cohort, part_of_mesh
 from simdist.execution.wiring import Wiring
-from simdist.program import MeshShape
+from simdist.program import MeshShape, Worker
 from simdist.program.program import LockstepProgram
 
 #: Steps that the actors are told to run ahead of the one that the driver reads.
@@ -32,11 +34,20 @@ AHEAD = 2
 Rendezvous = str | tuple[str, int]
 
 
+@dataclass(frozen=True)
+class Stacking:
+    """How an actor runs its block: a coroutine per worker, or one stacked cohort (``chunk``: see EngineSettings)."""
+
+    stacked: bool = False
+    chunk: int | None = None
+
+
 class BlockActor:
     """One block of workers in one process. Methods return a :class:`Failure` instead of raising for users' errors."""
 
-    def __init__(self, me: int, blocks: Sequence[range], mesh: MeshShape, threads: int) -> None:
+    def __init__(self, me: int, blocks: Sequence[range], mesh: MeshShape, threads: int, stacking: Stacking) -> None:
         self.blocks = blocks
+        self.stacking = stacking
         self.me = me
         self.mesh = mesh
         self.store: Any = None
@@ -50,9 +61,9 @@ class BlockActor:
 
     def open_store(self) -> int:
         """Open a rendezvous server on this node and return its port; only for blocks on several nodes."""
-        import torch.distributed as dist
-
-        self.store = dist.TCPStore(self.node()[1], 0, len(self.blocks), is_master=True, wait_for_workers=False)
+        self.store = torch_stores().TCPStore(
+            self.node()[1], 0, len(self.blocks), is_master=True, wait_for_workers=False
+        )
         return int(self.store.port)
 
     def start(
@@ -66,25 +77,30 @@ class BlockActor:
         """Join the other blocks and make this block's workers."""
         try:
             program = make_program()
-            resolver = BlockResolver(self.mesh, wiring, self._join(rendezvous))
-            workers = [inline_worker(self.mesh, index, seed) for index in self.blocks[self.me]]
+            workers, resolver = self._workers(wiring, seed, self._join(rendezvous))
             self.block = LockstepBlock(program, workers, resolver, make_hold() if make_hold else None)
             self.block.start()
         except SimdistError as error:
             return Failure(error)
         return None
 
-    def _join(self, rendezvous: Rendezvous) -> Exchange:
-        import torch.distributed as dist
+    def _workers(self, wiring: Wiring, seed: int, exchange: Exchange) -> tuple[list[Worker], Resolver]:
+        mine = self.blocks[self.me]
+        if self.stacking.stacked:
+            cohort = block_cohort(self.mesh, mine, seed, self.stacking.chunk)
+            return [cohort], StackedBlockResolver(self.mesh, wiring, exchange)
+        workers = [inline_worker(self.mesh, index, seed) for index in mine]
+        return workers, BlockResolver(self.mesh, wiring, exchange)
 
+    def _join(self, rendezvous: Rendezvous) -> Exchange:
         from simdist.execution.gloo import GlooExchange
 
         count = len(self.blocks)
         if count == 1:
             return Alone(self.mesh.workers)
         if isinstance(rendezvous, str):
-            return GlooExchange(self.blocks, self.me, dist.FileStore(rendezvous, count), loopback=True)
-        store = self.store or dist.TCPStore(*rendezvous, count, is_master=False)
+            return GlooExchange(self.blocks, self.me, torch_stores().FileStore(rendezvous, count), loopback=True)
+        store = self.store or torch_stores().TCPStore(*rendezvous, count, is_master=False)
         return GlooExchange(self.blocks, self.me, store, loopback=False)
 
     def step(self, step: int) -> StepOutcome | Failure | None:
@@ -108,6 +124,13 @@ class BlockActor:
         return peak_rss_bytes()
 
 
+def torch_stores() -> Any:
+    """Return the module that has torch's rendezvous stores (its stubs do not export them)."""
+    import torch.distributed
+
+    return torch.distributed
+
+
 class RayEngine(Engine):
     """Blocks of workers on Ray actors, on an embedded Ray or an existing one.
 
@@ -128,10 +151,14 @@ class RayEngine(Engine):
         make_hold: Callable[[], Hold] | None = None,
         device: str = "cpu",
         threads: int = 1,
+        stacking: Stacking = Stacking(),
         address: str | None = None,
     ) -> None:
+        if stacking.stacked:
+            for block in blocks:
+                part_of_mesh(mesh, block)
         self._group = ActorGroup(blocks, device, address)
-        self._actor_args = (list(blocks), mesh, threads)
+        self._actor_args = (list(blocks), mesh, threads, stacking)
         self._start_args = (make_program, wiring, seed, make_hold)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -160,7 +187,8 @@ class RayEngine(Engine):
         return {name: torch.as_tensor(x) for name, x in found.items()}
 
     def peak_rss_bytes(self) -> int:
-        return sum(self._group.call("peak_rss_bytes")) + peak_rss_bytes()
+        peaks: list[int] = self._group.call("peak_rss_bytes")
+        return sum(peaks) + peak_rss_bytes()
 
     def close(self) -> None:
         self._group.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from simdist.errors import SimdistError
 from simdist.execution.engine import peak_rss_bytes, set_threads
@@ -84,7 +83,8 @@ class RayHosts(LiveHosts):
         return sorted((asked for block in found for asked in block), key=lambda asked: asked.worker)
 
     def peak_rss_bytes(self) -> int:
-        return sum(self._group.call("peak_rss_bytes")) + peak_rss_bytes()
+        peaks: list[int] = self._group.call("peak_rss_bytes")
+        return sum(peaks) + peak_rss_bytes()
 
     def close(self) -> None:
         self._group.close()

@@ -38,7 +38,6 @@ from simdist.program import Axis, Mesh, MeshShape, Worker
 from simdist.program.requests import (
     AllGather,
     AllToAll,
-    Broadcast,
     Collective,
     Reduce,
     ReduceScatter,
@@ -63,7 +62,7 @@ class StackedResolver(Resolver):
         for request in wave:
             if isinstance(request, COLLECTIVES):
                 codec = self.wiring.codec(request.label)
-                answer, size = self._collective(request, codec)
+                answer, size = self.collective(request, codec)
                 op = describe(request, codec, size)
                 if op is not None:
                     ops.append(op)
@@ -73,7 +72,7 @@ class StackedResolver(Resolver):
                 answers.append(None)
         return [tuple(answers)], tuple(ops)
 
-    def _collective(self, request: Collective, codec: Codec | None) -> tuple[Tensor, int]:
+    def collective(self, request: Collective, codec: Codec | None) -> tuple[Tensor, int]:
         """Return the answer and the bytes of the full message."""
         if request.axis.name == "workers":
             return self._over_workers(request, codec)
@@ -125,7 +124,7 @@ class StackedResolver(Resolver):
             x = x.realize()
         flat = x.expand(self.mesh.replicas, self.mesh.shards, *x.shape[2:]).flatten(0, 1).unsqueeze(0)
         inner = type(request)(**{**vars(request), "tensor": flat, "axis": _as_shards(request.axis)})
-        answer, size = self._collective(inner, codec)
+        answer, size = self.collective(inner, codec)
         if answer.shape[1] > 1:
             answer = answer.unflatten(1, (self.mesh.replicas, self.mesh.shards)).squeeze(0)
         return answer, size
@@ -149,7 +148,8 @@ class StackedOps(WorkerOps):
 
     def each(self, make: Callable[[int], Tensor]) -> Tensor:
         values = torch.stack([make(worker) for worker in range(self.mesh.workers)])
-        return values.unflatten(0, (self.mesh.replicas, self.mesh.shards))
+        grid: Tensor = values.unflatten(0, (self.mesh.replicas, self.mesh.shards))
+        return grid
 
     def alike(self, x: Tensor) -> Tensor:
         return x[None, None]

@@ -47,17 +47,19 @@ class Piece:
         missing = shards * self.size - flat.shape[-1]
         if missing:
             flat = torch.nn.functional.pad(flat, (0, missing))
-        return flat.unflatten(-1, (shards, self.size))
+        chunks: Tensor = flat.unflatten(-1, (shards, self.size))
+        return chunks
 
     def whole(self, chunks: Tensor) -> Tensor:
         """Join chunks ``[..., shards, size]`` to the full value ``[..., *shape]``, dropping the padding."""
         flat = chunks.flatten(-2)
-        total = prod(self.shape)
-        return flat.narrow(-1, 0, total).unflatten(-1, self.shape)
+        full: Tensor = flat.narrow(-1, 0, prod(self.shape)).unflatten(-1, self.shape)
+        return full
 
     def local(self, chunk: Tensor) -> Tensor:
         """Shape one chunk ``[..., size]`` as this worker's rows ``[..., rows, *shape[1:]]``."""
-        return chunk.unflatten(-1, (self.rows, *self.shape[1:]))
+        rows: Tensor = chunk.unflatten(-1, (self.rows, *self.shape[1:]))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -169,4 +171,3 @@ class Layout:
             mean = await mesh.replicas.mean(torch.cat([chunks[p] for p in synced], -1))
             chunks |= dict(zip(synced, mean.split([p.size for p in synced], -1), strict=True))
         return {p.name: p.local(x) for p, x in chunks.items()}
-

@@ -129,7 +129,7 @@ async def together(*programs: Coroutine[Any, Any, Any]) -> list[Any]:
     """
     results: list[Any] = [None] * len(programs)
     waiting: dict[int, tuple[Request, ...]] = {}
-    answers: dict[int, tuple[Any, ...] | None] = {i: None for i in range(len(programs))}
+    answers: dict[int, tuple[Any, ...] | None] = dict.fromkeys(range(len(programs)))
     try:
         while answers:
             for i, answer in answers.items():

@@ -102,6 +102,12 @@ def write_steps(path: Path, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=STEPS), path)
 
 
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Read ``steps.parquet`` back as rows."""
+    rows: list[dict[str, Any]] = pq.read_table(path, schema=STEPS).to_pylist()
+    return rows
+
+
 def write_ledger(path: Path, ledger: Ledger) -> None:
     """Write ``ledger.parquet``."""
     pq.write_table(pa.table(ledger.columns(), schema=LEDGER), path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -47,8 +49,8 @@ class AsyncServerProgram(IrregularProgram):
     def __init__(self, job: Job, staleness_weight: str) -> None:
         if job.mesh.shards != 1 or job.mesh.replicas < 2:
             raise InputError(
-                f"schedule async_server: got a mesh of {job.mesh.replicas} replicas x {job.mesh.shards} shards; expected "
-                f"2 or more replicas x 1 shard: worker 0 is the server, the others train"
+                f"schedule async_server: got a mesh of {job.mesh.replicas} replicas x {job.mesh.shards} shards; "
+                f"expected 2 or more replicas x 1 shard: worker 0 is the server, the others train"
             )
         self.job = job
         self.layout = Layout(job.task.units, job.rule, MeshShape(1, 1))
@@ -57,7 +59,10 @@ class AsyncServerProgram(IrregularProgram):
         self.pieces = [piece for unit in self.layout.units for piece in unit.pieces]
 
     async def main(self, worker: Worker) -> dict[str, Tensor] | None:
-        return await self.serve(worker) if worker.index == SERVER else await self.train(worker)
+        if worker.index == SERVER:
+            return await self.serve(worker)
+        await self.train(worker)
+        return None
 
     def flat(self, values: dict[str, Tensor]) -> Tensor:
         return torch.cat([values[piece.name].flatten() for piece in self.pieces])
@@ -112,14 +117,14 @@ class AsyncServerProgram(IrregularProgram):
         """Compute a gradient on whatever parameters came last, push it, pull, and so on until dismissed."""
         job = self.job
         up = worker.labelled("grad_push", "gradients", "grads")
-        params, version, local_step = job.task.initial(), 0, 0
-        while version is not None:
-            local_step += 1
-            step = local_step
+        params = job.task.initial()
+        version: int | None = 0
+        for step in itertools.count(1):
+            if version is None:
+                break
             await worker.compute(self.flops, "forward and backward")
-            gradients = worker.ops.gradients(job.task.loss, params, lambda w, step=step: job.task.batch(w, step))
+            gradients = worker.ops.gradients(job.task.loss, params, partial(job.task.batch, step=step))
             note = (version, float(gradients.loss()))
             await up.send(SERVER, gradients.packed(self.flat), tag="grads", note=note)
             message = await worker.receive(SERVER, tag="params")
             params, version = self.unflat(message.tensor), message.note
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -54,9 +55,7 @@ class EveryStepProgram(LockstepProgram):
         gradients = worker.ops.gradients(job.task.loss, full, lambda w: job.task.batch(w, step))
         del full
         packed = {
-            buffer: gradients.packed(lambda g, buffer=buffer: layout.pack(buffer, g))
-            for unit in layout.units
-            for buffer in unit.buffers
+            buffer: gradients.packed(partial(layout.pack, buffer)) for unit in layout.units for buffer in unit.buffers
         }
         loss = gradients.loss()
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC
-from typing import ClassVar
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
 from simdist.registry import Registry
 from simdist.settings import Settings
+
+if TYPE_CHECKING:
+    from simdist.program.program import IrregularProgram, LockstepProgram
+    from simdist.schedules.job import Job
 
 
 class Schedule(Settings, ABC):
@@ -17,6 +21,14 @@ class Schedule(Settings, ABC):
     #: True when all workers make the same requests in the same order, so that values do not depend on time:
     #: such runs may be stacked, and re-timed without training
     lockstep: ClassVar[bool] = True
+
+    @abstractmethod
+    def program(self, job: Job) -> LockstepProgram | IrregularProgram:
+        """Return the worker program: a LockstepProgram if ``lockstep``, else an IrregularProgram.
+
+        Raises:
+            InputError: when the schedule does not fit the job's mesh.
+        """
 
 
 schedules: Registry[type[Schedule]] = Registry("schedule")

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCounter(TorchDispatchMode):
     """Adds up torch's formulas over the operations that are run.
 
     ``FlopCounterMode`` gives the same sum (there is a test), but imports torch's compiler on first use, more than a

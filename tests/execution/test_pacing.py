@@ -96,7 +96,7 @@ def test_a_paced_run_takes_the_time_it_simulates(tmp_path: Path) -> None:
     """For real: about three seconds of transfers over slow links."""
     scenario = Scenario.from_dict(
         {
-            "steps": 10,
+            "steps": 23,
             "workload": {"name": "teacher", "rows": 16, "columns": 16, "matrices": 2, "noise": 0.0},
             "mesh": {"shards": 2},
             "optimizer": {"name": "sgd", "lr": 0.1},
