@@ -6,6 +6,8 @@ STAMP := .venv/.installed
 # errors only: pip warns of each package that one of several indexes lacks
 PIP_INSTALL = $(BIN)/python -m pip install -qq --constraint constraints.txt
 DEMO := runs/bandwidth_vs_convergence
+# of the slow links between the islands
+BANDWIDTHS := 10Mbit/s,20Mbit/s,50Mbit/s,100Mbit/s,200Mbit/s,500Mbit/s,1Gbit/s,2Gbit/s,5Gbit/s,10Gbit/s
 # two processes for two cores; a file stays together, as its fixtures (a Ray cluster, say) are costly
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -34,7 +36,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## train, re-time and draw the main job: bandwidth against convergence
 	$(BIN)/simdist sweep scenarios/bandwidth_vs_convergence.py --out $(DEMO)
+	$(BIN)/simdist retime $(DEMO) --over network.bandwidth=$(BANDWIDTHS)
+	$(BIN)/python analysis/bandwidth_vs_convergence.py $(DEMO) --out $(DEMO)/analysis
 	$(BIN)/simdist report $(DEMO)
+	@echo "Figures: $(DEMO)/figures; open $(DEMO)/report.html"
 
 test: $(STAMP) ## run the tests (not those marked slow, gpu or root)
 	$(PYTEST)

@@ -1,6 +1,7 @@
 """At which bandwidth does which optimizer win, and what does it cost in convergence? The main job.
 
     simdist sweep scenarios/bandwidth_vs_convergence.py --out runs/bandwidth_vs_convergence
+    simdist retime runs/bandwidth_vs_convergence --over network.bandwidth=10Mbit/s,100Mbit/s,1Gbit/s,10Gbit/s
     simdist report runs/bandwidth_vs_convergence
 
 Two islands of four workers train one language model: parameters are sharded inside an island (fast links) and
@@ -16,19 +17,6 @@ from simdist.optimizers import AdamW, Dion, Muon, OrthDion, Rule
 from simdist.scenario import DiagnosticsSettings, EvaluationSettings, MeshSettings, WireSettings
 from simdist.schedules import LearningRate
 from simdist.workloads import ByteGPT
-
-BANDWIDTHS = [
-    "10Mbit/s",
-    "20Mbit/s",
-    "50Mbit/s",
-    "100Mbit/s",
-    "200Mbit/s",
-    "500Mbit/s",
-    "1Gbit/s",
-    "2Gbit/s",
-    "5Gbit/s",
-    "10Gbit/s",
-]
 
 WIDTH = 96
 RANK = WIDTH // 4

@@ -102,7 +102,7 @@ def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None) -
             mesh,
             wiring,
             scenario.seed,
-            _blocks(scenario),
+            blocks_of(scenario),
             make_hold=functools.partial(_hold_in_actor, data) if paced(scenario) else None,
             device=engine.device,
             threads=threads_of(scenario),
@@ -138,7 +138,7 @@ def build_hosts(scenario: Scenario, job: Job, ray_address: str | None = None) ->
             mesh,
             wiring,
             scenario.seed,
-            _blocks(scenario),
+            blocks_of(scenario),
             device=engine.device,
             threads=threads_of(scenario),
             address=ray_address,
@@ -146,7 +146,8 @@ def build_hosts(scenario: Scenario, job: Job, ray_address: str | None = None) ->
     return LocalHosts(build_program(scenario, job), mesh, wiring, scenario.seed)
 
 
-def _blocks(scenario: Scenario) -> list[range]:
+def blocks_of(scenario: Scenario) -> list[range]:
+    """Return the workers of every Ray actor."""
     from simdist.execution.ray_cluster import default_actors
 
     engine = scenario.engine

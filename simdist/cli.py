@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -136,6 +137,17 @@ def run(
     typer.echo(f"Run folder: {folder}")
 
 
+def _one_ray(scenarios: list[Scenario], address: str | None) -> AbstractContextManager[None]:
+    """Hold one Ray open for all points of a sweep that use it; do nothing if none does."""
+    users = [scenario for scenario in scenarios if scenario.engine.name == "ray"]
+    if not users:
+        return nullcontext()
+    from simdist.assembly import blocks_of
+    from simdist.execution.ray_cluster import kept_alive
+
+    return kept_alive(address, max(len(blocks_of(scenario)) for scenario in users))
+
+
 @app.command()
 @answers
 def sweep(
@@ -164,9 +176,10 @@ def sweep(
     from simdist import running
 
     folder = out if out is not None else Path("runs") / wanted.name
-    outcomes = sweeping.run_sweep(
-        wanted, folder, running.run, progress=not quiet, ray_address=ray_address, tell=typer.echo
-    )
+    with _one_ray([point.scenario for point in sweeping.points(wanted)], ray_address):
+        outcomes = sweeping.run_sweep(
+            wanted, folder, running.run, progress=not quiet, ray_address=ray_address, tell=typer.echo
+        )
     Console().print(sweeping.table(outcomes))
     typer.echo(f"Sweep folder: {folder}")
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
@@ -178,7 +191,7 @@ def sweep(
 @app.command()
 @answers
 def retime(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a lock-step run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A lock-step run's folder, or a sweep's, for all in it.")],
     changes: SET = None,
     over: OVER = None,
     out: OUT = None,

@@ -87,24 +87,42 @@ def retime_command(run: Path, changes: list[str], over: list[str], out: Path | N
     """
     from rich.console import Console
 
-    if kind_of(run) != "run":
-        raise InputError(f"got {str(run)!r}, which is no run folder; expected one that `simdist run` wrote")
-    status = read_summary(run).get("status", "no summary.json")
-    if status != "done":
-        raise InputError(f"got {str(run)!r}, which is not finished ({status}); expected a finished run")
+    runs = _finished_runs(run)
+    if out is not None and len(runs) > 1:
+        raise InputError(f"--out: got {str(out)!r} with a sweep of {len(runs)} runs; expected it with one run only")
     fixed, varied = parse_set(changes), parse_over(over)
     _check_keys([*fixed, *varied])
     if not fixed and not varied:
         raise InputError(
             "got nothing to change; expected --set network.KEY=VALUE or --over network.bandwidth=10Mbit/s,1Gbit/s"
         )
-    base = override(load_scenario(str(run / "scenario.yaml")), fixed)
-    # --set values are part of the name too, so that different prices never share a folder
-    wanted = Sweep(base=base, over={**{key: [value] for key, value in fixed.items()}, **varied})
-    target = out if out is not None else run / "retimed"
-    rows = [(point.name, retime(run, point.scenario, target / point.name)) for point in points(wanted)]
-    Console().print(_table(rows))
-    print(f"Re-timings: {target}")
+    for one in runs:
+        base = override(load_scenario(str(one / "scenario.yaml")), fixed)
+        # --set values are part of the name too, so that different prices never share a folder
+        wanted = Sweep(base=base, over={**{key: [value] for key, value in fixed.items()}, **varied})
+        target = out if out is not None else one / "retimed"
+        rows = [(point.name, retime(one, point.scenario, target / point.name)) for point in points(wanted)]
+        Console().print(_table(rows))
+        print(f"Re-timings: {target}")
+
+
+def _finished_runs(path: Path) -> list[Path]:
+    """Return the run folder itself, or those of a sweep.
+
+    Raises:
+        InputError: when there is none, or one is not finished.
+    """
+    kind = kind_of(path)
+    runs = [path] if kind == "run" else sorted(p.parent for p in path.glob("*/scenario.yaml")) if kind else []
+    if not runs:
+        raise InputError(
+            f"got {str(path)!r}, which is no run folder; expected one that `simdist run` or `simdist sweep` wrote"
+        )
+    for run in runs:
+        status = read_summary(run).get("status", "no summary.json")
+        if status != "done":
+            raise InputError(f"got {str(run)!r}, which is not finished ({status}); expected a finished run")
+    return runs
 
 
 def _claim(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from simdist.assembly import build_job, build_plan, build_pricer, build_task
 from simdist.communication.ledger import Ledger
-from simdist.errors import RunError, SimdistError
+from simdist.errors import InputError, RunError, SimdistError
 from simdist.execution.engine import peak_rss_bytes
 from simdist.results.folder import claim_folder
 from simdist.results.perfetto import Trace
@@ -139,8 +140,12 @@ def _kept(session: Session, folder: Path) -> Iterator[None]:
     """Save what there is when a run ends early, and say where."""
     try:
         yield
-    except (SimdistError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         rows = session.recorder.steps
+        if isinstance(error, InputError) and not rows:
+            # nothing has been run: the folder is free again for a better try
+            shutil.rmtree(folder)
+            raise
         done = rows[-1]["step"] if rows else 0
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         session.extra["error"] = str(error)
@@ -148,7 +153,11 @@ def _kept(session: Session, folder: Path) -> Iterator[None]:
         kept = f"everything up to step {done} is in {folder}"
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
-        raise type(error)(f"{error}\n{kept}") from error
+        if isinstance(error, SimdistError):
+            raise type(error)(f"{error}\n{kept}") from error
+        raise RunError(
+            f"{type(error).__name__} after step {done}: {error}\n{kept}; `simdist --debug run ...` shows where it was raised"
+        ) from error
 
 
 def _free_folder(name: str) -> Path:

@@ -53,9 +53,9 @@ WIRES = [
 MATRICES = {"square": (WIDTH, WIDTH), "up": (HIDDEN, WIDTH), "down": (WIDTH, HIDDEN)}
 #: matrices of each shape in the whole model: q, k, v, out; gate, up; down
 COUNTS = {"square": 4 * DEPTH, "up": 2 * DEPTH, "down": DEPTH}
-ROOT = [(VOCABULARY, WIDTH), (WIDTH,), (VOCABULARY, WIDTH)]
-BLOCK_VECTORS = [(WIDTH,), (WIDTH,)]
-BLOCK_MATRICES = [MATRICES["square"]] * 4 + [MATRICES["up"]] * 2 + [MATRICES["down"]]
+ROOT: list[tuple[int, ...]] = [(VOCABULARY, WIDTH), (WIDTH,), (VOCABULARY, WIDTH)]
+BLOCK_VECTORS: list[tuple[int, ...]] = [(WIDTH,), (WIDTH,)]
+BLOCK_MATRICES: list[tuple[int, ...]] = [*[MATRICES["square"]] * 4, *[MATRICES["up"]] * 2, MATRICES["down"]]
 
 
 def rank_of(optimizer: str) -> int:
@@ -92,7 +92,7 @@ def closed_form(
     everything = padded(ROOT) + DEPTH * padded(BLOCK_VECTORS + BLOCK_MATRICES)
     total["grad_reduce", "shards"] = shard_axis(everything * grads)
     averaged = ROOT + DEPTH * BLOCK_VECTORS
-    averaged += [s for s in DEPTH * BLOCK_MATRICES if not factors_sync_replicas(optimizer, s, replicas)]
+    averaged += [s for s in DEPTH * BLOCK_MATRICES if not factors_sync_replicas(optimizer, (s[0], s[1]), replicas)]
     total["grad_reduce", "replicas"] = 2 * replica_axis(padded(averaged) // shards * grads)
 
     owners = shards if shards > 1 else replicas

@@ -15,8 +15,8 @@ from simdist.optimizers import OrthDion, Rule
 from simdist.registry import load_file
 
 MAIN = load_file(Path(__file__).parents[2] / "scenarios" / "bandwidth_vs_convergence.py")
-ADAMW_GRID = [1e-3, 2e-3, 4e-3, 8e-3]
-SPECTRAL_GRID = [0.005, 0.01, 0.02, 0.04]
+ADAMW_GRID = [1e-3, 2e-3, 4e-3, 8e-3, 0.016, 0.032]
+SPECTRAL_GRID = [0.005, 0.01, 0.02, 0.04, 0.08, 0.16]
 
 
 def sweep() -> Sweep:

@@ -24,7 +24,7 @@ from simdist.execution.wiring import encode
 from simdist.program import MeshShape
 from simdist.program.worker import Loss, Params
 
-#: Examples (sequences) in one joined backward pass, and bytes of one chunk of per-worker gradients.
+#: Numbers of the first batch tensor in one joined backward pass, and bytes of one chunk of per-worker gradients.
 JOINED_ELEMENTS = 1 << 15
 VMAP_BYTES = 256 * 2**20
 

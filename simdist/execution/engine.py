@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from simdist.execution.exchange import Alone
 from simdist.execution.inline import inline_worker
@@ -50,7 +51,7 @@ class Engine(ABC):
     def close(self) -> None:
         """Free processes and connections."""
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:

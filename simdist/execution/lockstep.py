@@ -120,7 +120,7 @@ class LockstepBlock:
         """Make the initial states."""
         self.states, ops = self._drive([self.program.start(worker) for worker in self.workers])
         if any(ops):
-            raise ProgramError("a program's start() used the network; expected its first transfer in step 1")
+            raise ProgramError("a program's start() asked for transfers or compute; expected the first in step 1")
 
     def step(self, step: int) -> StepOutcome:
         """Run one step of all workers."""

@@ -7,15 +7,17 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from simdist.errors import InputError, ProgramError, RunError, SimdistError
 
-#: Seconds to wait for a Ray address, and for the news that an actor died when its peers have lost touch with it.
+#: Seconds to wait for a Ray address, for actors to be placed, and for the news that an actor died when its peers have lost touch with it.
 CONNECT_SECONDS = 15
+READY_SECONDS = 180
 NEWS_SECONDS = 5
 
 
@@ -58,6 +60,17 @@ class ActorGroup:
         remote: Any = ray.remote(actor_class)
         options = {**self._resources(), "max_restarts": 0}
         self._actors = [remote.options(**options).remote(i, *args) for i in range(len(self.blocks))]
+        _, waiting = ray.wait(
+            [actor.__ray_ready__.remote() for actor in self._actors],
+            num_returns=len(self._actors),
+            timeout=READY_SECONDS,
+        )
+        if waiting:
+            raise InputError(
+                f"engine.actors: got {len(self._actors)} actors, but {len(waiting)} of them found no free place on the "
+                f"Ray cluster within {READY_SECONDS} s; expected at most {len(self._actors) - len(waiting)}, or fewer "
+                f"other jobs on it"
+            )
 
     def _resources(self) -> dict[str, float]:
         import ray
@@ -184,6 +197,11 @@ def connect(address: str | None, actors: int) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # a busy machine may take longer than the default half a minute to start Ray
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    if address is None:
+        # Ray's own switch for "this machine only": its servers then listen on the loopback address, not on all
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
@@ -191,7 +209,7 @@ def connect(address: str | None, actors: int) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         cores = os.cpu_count() or 1
-        ray.init(num_cpus=max(cores, actors), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        ray.init(num_cpus=max(cores, actors), include_dashboard=False, **quiet)
         return True
     host, _, port = address.removeprefix("ray://").partition(":")
     if port and not _answers(host, port):
@@ -207,6 +225,19 @@ def connect(address: str | None, actors: int) -> bool:
             f"expected HOST:PORT of a running Ray head"
         ) from error
     return True
+
+
+@contextmanager
+def kept_alive(address: str | None, actors: int) -> Iterator[None]:
+    """Hold one Ray open for several runs, so that each does not wait for its own to start."""
+    started = connect(address, actors)
+    try:
+        yield
+    finally:
+        import ray
+
+        if started:
+            ray.shutdown()
 
 
 def _answers(host: str, port: str) -> bool:

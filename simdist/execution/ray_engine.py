@@ -61,9 +61,8 @@ class BlockActor:
 
     def open_store(self) -> int:
         """Open a rendezvous server on this node and return its port; only for blocks on several nodes."""
-        self.store = torch_stores().TCPStore(
-            self.node()[1], 0, len(self.blocks), is_master=True, wait_for_workers=False
-        )
+        host, count = self.node()[1], len(self.blocks)
+        self.store = torch_stores().TCPStore(host, 0, count, is_master=True, wait_for_workers=False)
         return int(self.store.port)
 
     def start(

@@ -33,7 +33,12 @@ class EngineSettings(Settings):
     chunk: PositiveInt | None = None
 
     @model_validator(mode="after")
-    def _ray_only(self) -> EngineSettings:
+    def _keys_mean_something(self) -> EngineSettings:
+        if self.chunk is not None and not self.stacked:
+            raise ValueError(
+                f"got chunk {self.chunk} with engine {self.name!r}, whose workers are not stacked; "
+                f"expected it with name 'stacked', or with name 'ray' and block 'stacked'"
+            )
         if self.name == "ray":
             return self
         given = {"actors": self.actors, "workers_per_actor": self.workers_per_actor}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,9 +79,7 @@ def test_blocks_of_members_reproduce_the_sum_bit_for_bit(count: int, data: st.Da
     edges = [0, *sorted(cuts), count]
     x = list(spread(count, 8))
     partial = {
-        (low, high): pairwise_sum(x[low:high])
-        for a, b in zip(edges, edges[1:], strict=False)
-        for low, high in cover(0, count, a, b)
+        (low, high): pairwise_sum(x[low:high]) for a, b in pairwise(edges) for low, high in cover(0, count, a, b)
     }
     assert torch.equal(join(0, count, partial), pairwise_sum(x))
 
@@ -103,11 +104,12 @@ def test_chunks_are_views_that_join_to_the_whole(dim: int) -> None:
 
 def test_uneven_chunks_are_refused() -> None:
     x = torch.zeros(1, 1, 2, 7)
-    for attempt in (
+    attempts: list[Callable[[], Tensor]] = [
         lambda: chunk(x, -1, 0, 3),
         lambda: stacked_chunks(x, -1, 3, 1),
         lambda: stacked_all_to_all(x, -1, -2, 3, 1),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(ProgramError, match=r"shape \(1, ., 2, 7\), whose dimension -1 .* 3 equal chunks.*2 more"):
             attempt()
 

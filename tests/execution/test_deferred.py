@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -74,7 +75,8 @@ def summed(values: list[Tensor], mesh: MeshShape, axis: str) -> Tensor:
     """The sum over every group, with the axis kept at size one."""
     grid = torch.stack(values).unflatten(0, (mesh.replicas, mesh.shards))
     dims = {"replicas": (0,), "shards": (1,), "workers": (0, 1)}[axis]
-    return grid.sum(dims, keepdim=True)
+    total: Tensor = grid.sum(dims, keepdim=True)
+    return total
 
 
 @pytest.mark.parametrize("chunk", [1, 2, None])
@@ -91,7 +93,9 @@ def test_sums_are_those_of_the_workers_own_gradients(mesh: MeshShape, held: str,
             got, size = packed.summed(axis, codec)
             wired = gradients if codec is None else [codec.round_trip(x) for x in gradients]
             # a codec may round the last bits of vmap's and the loop's gradients to different neighbours
-            step = 0.0 if codec is None or codec.name == "fp64" else {"fp32": 1e-6, "fp16": 0.01, "bf16": 0.1}[codec.name]
+            step = (
+                0.0 if codec is None or codec.name == "fp64" else {"fp32": 1e-6, "fp16": 0.01, "bf16": 0.1}[codec.name]
+            )
             torch.testing.assert_close(got, summed(wired, mesh, axis), rtol=0, atol=max(TOLERANCE, step))
             assert size == gradients[0].numel() * (8 if codec is None else torch.empty(0, dtype=codec.dtype).itemsize)  # type: ignore[attr-defined]
             total, _ = mean.summed("workers", None)
@@ -110,9 +114,7 @@ def test_realized_values_are_the_workers_own(mesh: MeshShape, held: str, chunk: 
     torch.testing.assert_close(mean.realize().flatten(), torch.stack(losses), rtol=0, atol=TOLERANCE)
     # sums that are asked for afterwards come from what is there
     for axis in AXES:
-        torch.testing.assert_close(
-            packed.summed(axis, None)[0], summed(gradients, mesh, axis), rtol=0, atol=TOLERANCE
-        )
+        torch.testing.assert_close(packed.summed(axis, None)[0], summed(gradients, mesh, axis), rtol=0, atol=TOLERANCE)
     total, _ = mean.summed("workers", None)
     torch.testing.assert_close(total, summed(losses, mesh, "workers"), rtol=0, atol=TOLERANCE)
 
@@ -171,18 +173,27 @@ def test_without_a_chunk_the_engine_bounds_them_by_bytes(monkeypatch: pytest.Mon
     monkeypatch.setattr(deferred, "VMAP_BYTES", 3 * 18 * 8)
     monkeypatch.setattr(deferred, "JOINED_ELEMENTS", 4 * 15)
     live: list[int] = []
+
+    def counted(gradients: Params) -> Tensor:
+        live.append(gradients["w"].numel() // 12)
+        return pack(gradients)
+
     lossy = DeferredGradients(mesh, loss, params, batch, None)
-    lossy.packed(lambda g: live.append(g["w"].numel() // 12) or pack(g)).summed("replicas", codecs.get("bf16"))
+    lossy.packed(counted).summed("replicas", codecs.get("bf16"))
     assert live == [3, 3, 2]
     DeferredGradients(mesh, counting, params, batch, None).packed(pack).summed("replicas", None)
     assert counting.examples == [20, 20]
+
+
+def flat(name: str, gradients: Params) -> Tensor:
+    return gradients[name].flatten()
 
 
 def test_one_pass_serves_every_buffer() -> None:
     """The units of a model ask one after the other; the gradients are computed once."""
     mesh, counting = MeshShape(2, 2), Counting()
     lazy = DeferredGradients(mesh, counting, parameters(mesh, "alike"), batch, None)
-    parts = [lazy.packed(lambda g, k=k: g[k].flatten()) for k in ("w", "v", "idle")]
+    parts = [lazy.packed(partial(flat, name)) for name in ("w", "v", "idle")]
     mean = lazy.loss()
     for part in parts:
         part.summed("shards", codecs.get("fp64"))
@@ -219,7 +230,7 @@ class Train(LockstepProgram):
 def test_collectives_take_deferred_gradients(mesh: MeshShape, codec: str) -> None:
     """18 numbers divide into 2, 3 and 6 chunks."""
     wiring = Wiring.from_names(dict.fromkeys(("params", "grads", "factors", "statistics"), codec))
-    found = {}
+    found: dict[str, Any] = {}
     for name, make in (("inline", LocalEngine.inline), ("stacked", LocalEngine.stacked)):
         with make(Train(), mesh, wiring, 0) as engine:
             (outcome,) = engine.steps(1, 1)

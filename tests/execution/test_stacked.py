@@ -117,9 +117,9 @@ def test_reduced_values_are_held_once() -> None:
 
     async def ask(worker: Worker) -> Any:
         x = values(worker, mesh, "each its own")
-        return [
-            (await getattr(worker.mesh, axis).sum(x)).shape[:2] for axis in AXES
-        ] + [(await worker.mesh.shards.all_gather(x, -1)).shape[:2]]
+        return [(await getattr(worker.mesh, axis).sum(x)).shape[:2] for axis in AXES] + [
+            (await worker.mesh.shards.all_gather(x, -1)).shape[:2]
+        ]
 
     ((found,), _) = run("stacked", ask, mesh)
     assert found == [(1, 4), (2, 1), (1, 1), (2, 1)]

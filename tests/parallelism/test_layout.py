@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import ceil, prod
 from typing import Any
 
@@ -18,6 +19,7 @@ from simdist.execution.engine import LocalEngine
 from simdist.execution.wiring import Wiring
 from simdist.optimizers import AdamW, Muon, OrthDion, Rule
 from simdist.parallelism import Layout
+from simdist.parallelism.layout import Piece
 from simdist.program import MeshShape, Worker
 from simdist.program.program import LockstepProgram
 from simdist.workloads.workload import ParamSpec, Unit
@@ -129,12 +131,16 @@ def test_stacking_and_unstacking_is_the_identity(mesh: MeshShape) -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def packed(layout: Layout, buffer: tuple[Piece, ...], worker: int) -> Tensor:
+    return layout.pack(buffer, gradient(worker))
+
+
 def reduced(layout: Layout) -> Callable[[Worker], Any]:
     async def ask(worker: Worker) -> Any:
         found: dict[str, Tensor] = {}
         for unit in layout.units:
             for buffer in unit.buffers:
-                each = worker.ops.each(lambda w, buffer=buffer: layout.pack(buffer, gradient(w)))
+                each = worker.ops.each(partial(packed, layout, buffer))
                 found |= await layout.reduce(buffer, each, worker)
         return found
 
