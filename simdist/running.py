@@ -156,7 +156,8 @@ def _kept(session: Session, folder: Path) -> Iterator[None]:
         if isinstance(error, SimdistError):
             raise type(error)(f"{error}\n{kept}") from error
         raise RunError(
-            f"{type(error).__name__} after step {done}: {error}\n{kept}; `simdist --debug run ...` shows where it was raised"
+            f"{type(error).__name__} after step {done}: {error}\n{kept}; "
+            "`simdist --debug run ...` shows where it was raised"
         ) from error
 
 

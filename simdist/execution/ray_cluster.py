@@ -15,7 +15,8 @@ import torch
 
 from simdist.errors import InputError, ProgramError, RunError, SimdistError
 
-#: Seconds to wait for a Ray address, for actors to be placed, and for the news that an actor died when its peers have lost touch with it.
+#: Seconds to wait for a Ray address, for actors to be placed, and for the news that an actor died when its peers
+#: have lost touch with it.
 CONNECT_SECONDS = 15
 READY_SECONDS = 180
 NEWS_SECONDS = 5
