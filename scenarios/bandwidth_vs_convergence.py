@@ -9,6 +9,8 @@ replicated across the two (one slow link, whose bandwidth is the question). Ever
 then priced at ten bandwidths of the slow link. The learning rates come from analysis/lr_sweep.
 """
 
+from typing import Literal
+
 from simdist import Scenario, Sweep
 from simdist.devices import ComputeSettings
 from simdist.execution.settings import EngineSettings
@@ -25,29 +27,33 @@ AUXILIARY = AdamW(lr=3e-3)
 
 
 def optimizers(adamw: float, muon: float, dion: float, orth_dion: float) -> list[Rule]:
-    """The four contestants at given learning rates; equal weight decay and update scale.
+    """The four contestants at given learning rates, with equal weight decay and update scale.
 
-    Orth-Dion gets Dion's memory (card 1's convention "code" with beta_c = 1 - mu = 0.05), so that the two differ in
-    one line only: how the right factor is normalised.
+    Orth-Dion with the paper's error feedback (card 1, EF-P with beta_p = 1), Dion with its own momentum 0.95.
     """
     return [
         AdamW(lr=adamw, weight_decay=0.1),
         Muon(lr=muon, weight_decay=0.1, scale="spectral", auxiliary=AUXILIARY),
         Dion(lr=dion, weight_decay=0.1, scale="spectral", rank=RANK, mu=0.95, auxiliary=AUXILIARY),
-        OrthDion(
-            lr=orth_dion,
-            weight_decay=0.1,
-            scale="spectral",
-            rank=RANK,
-            error_feedback="code",
-            beta=0.05,
-            auxiliary=AUXILIARY,
-        ),
+        orth_dion_rule(orth_dion, error_feedback="paper", beta=1.0),
     ]
 
 
+def orth_dion_rule(lr: float, error_feedback: Literal["paper", "code"], beta: float) -> OrthDion:
+    """Orth-Dion with a choice of memory; ``code`` with beta 0.05 has Dion's, so that only the right factor differs."""
+    return OrthDion(
+        lr=lr,
+        weight_decay=0.1,
+        scale="spectral",
+        rank=RANK,
+        error_feedback=error_feedback,
+        beta=beta,
+        auxiliary=AUXILIARY,
+    )
+
+
 # chosen by analysis/lr_sweep
-BEST = optimizers(adamw=4e-3, muon=0.02, dion=0.02, orth_dion=0.02)
+BEST = optimizers(adamw=8e-3, muon=0.08, dion=0.04, orth_dion=0.16)
 
 
 def scenario() -> Scenario:

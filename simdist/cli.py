@@ -51,6 +51,9 @@ def answers(command: F) -> F:
 
 def report_error(error: BaseException) -> int:
     """Print one message on stderr and return the exit status."""
+    debug = os.environ.get("SIMDIST_DEBUG", "") not in ("", "0")
+    if debug and not isinstance(error, KeyboardInterrupt):
+        traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
         text = str(error) or "interrupted"
         typer.echo(f"{text[:1].upper()}{text[1:]}", err=True)
@@ -65,9 +68,6 @@ def report_error(error: BaseException) -> int:
 
         typer.echo(f"Error: {explain(error)}", err=True)
         return InputError.exit_status
-    debug = os.environ.get("SIMDIST_DEBUG", "") not in ("", "0")
-    if debug:
-        traceback.print_exception(error)
     hint = "" if debug else " Run 'simdist --debug ...' to see where."
     typer.echo(f"Error: simdist itself failed: {type(error).__name__}: {error}.{hint}", err=True)
     return RunError.exit_status
@@ -250,8 +250,18 @@ def main() -> None:
     """Entry point of the ``simdist`` command."""
     try:
         app()
+        status: Any = 0
     except KeyboardInterrupt as error:
-        sys.exit(report_error(error))
+        status = report_error(error)
+    except SystemExit as end:
+        status = end.code
+    if "ray" in sys.modules:
+        # Ray's threads can crash the interpreter's clean-up when they are interrupted while starting; all files are
+        # closed and Ray is shut down by now, so there is nothing left to clean up
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
+    sys.exit(status)
 
 
 if __name__ == "__main__":

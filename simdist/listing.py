@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from simdist.assembly import build_task
+from simdist.assembly import build_job, build_task
 from simdist.choosing import Kind
 from simdist.communication.codecs import codecs
 from simdist.devices import CUSTOM, devices
@@ -71,6 +71,8 @@ def check_scenario(scenario: Scenario) -> str:
         InputError: for whatever would stop the run before its first step.
     """
     task = build_task(scenario)
+    # a schedule that does not fit the mesh says so when its program is made
+    scenario.schedule.program(build_job(scenario, task))
     sizes = [math.prod(param.shape) for unit in task.units for param in unit.params]
     mesh = scenario.mesh
     return (

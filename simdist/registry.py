@@ -46,6 +46,16 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
+def absolute(name: str) -> str:
+    """Return an import path that holds in every folder: ``file.py:Name`` with the whole path of the file.
+
+    >>> absolute("fp32"), absolute("package.module:Name")
+    ('fp32', 'package.module:Name')
+    """
+    where, colon, attribute = name.rpartition(":")
+    return f"{Path(where).resolve()}:{attribute}" if colon and where.endswith(".py") else name
+
+
 class Registry(Generic[T]):
     """Classes or values of one kind, by name, in the order they were registered."""
 
@@ -91,9 +101,16 @@ class Registry(Generic[T]):
         try:
             module = load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
         except ImportError as error:
-            raise InputError(f"got {self.kind} {path!r}, but {where!r} cannot be imported: {error}") from error
+            raise InputError(
+                f"got {self.kind} {path!r}, but {where!r} cannot be imported: {error}; "
+                "expected module:Name or path/to/file.py:Name"
+            ) from error
         if not hasattr(module, attribute):
-            raise InputError(f"got {self.kind} {path!r}, but {where!r} has no {attribute!r}")
+            known = [name for name in vars(module) if not name.startswith("_")]
+            raise InputError(
+                f"got {self.kind} {path!r}, but {where!r} has no {attribute!r}; expected a name that it defines."
+                f"{suggest(attribute, known)}"
+            )
         found: T = getattr(module, attribute)
         return found
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from simdist.choosing import Kind, plain, problem
-from simdist.communication.codecs import codecs
+from simdist.communication.codecs import codec_named
 from simdist.communication.plans import collectives_plan
 from simdist.devices import ComputeSettings
 from simdist.errors import InputError
 from simdist.execution.settings import EngineSettings
 from simdist.network.topology import Topology, topologies
 from simdist.optimizers.rule import MeshShape, Rule, optimizers
+from simdist.registry import absolute
 from simdist.schedules.learning_rate import LearningRate
 from simdist.schedules.schedule import Schedule, schedules
 from simdist.settings import NaturalInt, PositiveInt, Settings
@@ -36,8 +37,8 @@ KINDS = (WORKLOAD, OPTIMIZER, SCHEDULE, NETWORK)
 
 
 def _known_codec(name: str) -> str:
-    codecs.get(name)
-    return name
+    codec_named(name)
+    return absolute(name)
 
 
 Codec = Annotated[str, AfterValidator(_known_codec)]

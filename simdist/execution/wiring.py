@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from simdist.communication.codecs import Codec, codecs, payload_bytes
+from simdist.communication.codecs import Codec, codec_named, payload_bytes
 from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, WaveOps
 from simdist.errors import ProgramError
 from simdist.program.mesh import Label
@@ -39,11 +41,20 @@ _OPS: dict[type, str] = {
 class Wiring:
     """The codecs of a run by kind of payload (``params``, ``grads``, ``factors``, ``statistics``)."""
 
-    codecs: Mapping[str, Codec]
+    names: Mapping[str, str]
 
     @classmethod
     def from_names(cls, names: Mapping[str, str]) -> Wiring:
-        return cls({kind: codecs.get(name) for kind, name in names.items()})
+        """Return the wiring of ``wire.*``: kinds of payload to names or import paths of codecs."""
+        return cls(dict(names))
+
+    @cached_property
+    def codecs(self) -> Mapping[str, Codec]:
+        """The codecs themselves. Only names are pickled: a user's class may be unknown in another process."""
+        return {kind: codec_named(name) for kind, name in self.names.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"names": dict(self.names)}
 
     def codec(self, label: Label) -> Codec | None:
         """Return the codec for a transfer; None for measurements, which travel as they are."""

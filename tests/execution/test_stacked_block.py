@@ -28,11 +28,11 @@ OPTIMIZERS = {
     "orth_dion": {"name": "orth_dion", "lr": 0.02, "rank": 2},
 }
 BLOCKS = [
-    ((2, 4), [range(0, 4), range(4, 8)]),  # a replica each
-    ((2, 4), [range(0, 2), range(2, 4), range(4, 6), range(6, 8)]),  # parts of replicas
-    ((4, 2), [range(0, 4), range(4, 6), range(6, 8)]),  # two replicas, one, one
-    ((1, 4), [range(0, 3), range(3, 4)]),  # FSDP, unequal parts
-    ((4, 1), [range(0, 2), range(2, 4)]),  # DDP
+    ((2, 4), [range(4), range(4, 8)]),  # a replica each
+    ((2, 4), [range(2), range(2, 4), range(4, 6), range(6, 8)]),  # parts of replicas
+    ((4, 2), [range(4), range(4, 6), range(6, 8)]),  # two replicas, one, one
+    ((1, 4), [range(3), range(3, 4)]),  # FSDP, unequal parts
+    ((4, 1), [range(2), range(2, 4)]),  # DDP
 ]
 
 

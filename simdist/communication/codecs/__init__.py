@@ -1,6 +1,6 @@
 """Codecs by name. A new one: a file here, and its import below."""
 
 from simdist.communication.codecs import casts as casts
-from simdist.communication.codecs.codec import Codec, codecs, payload_bytes
+from simdist.communication.codecs.codec import Codec, codec_named, codecs, payload_bytes
 
-__all__ = ["Codec", "codecs", "payload_bytes"]
+__all__ = ["Codec", "codec_named", "codecs", "payload_bytes"]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from simdist.errors import InputError
 from simdist.registry import Registry
 
 
@@ -64,3 +65,18 @@ class Cast(Codec):
 
 
 codecs: Registry[Codec] = Registry("codec")
+
+
+def codec_named(name: str) -> Codec:
+    """Return a codec by name or import path (``file.py:my_codec``, an instance).
+
+    Raises:
+        InputError: for an unknown name, or a path to something that is no codec.
+    """
+    found = codecs.get(name)
+    if not isinstance(found, Codec):
+        raise InputError(
+            f"got codec {name!r}, which is {found!r}; expected an instance of a subclass of "
+            f"simdist.communication.codecs.Codec, such as `my_codec = MyCodec()` in that file"
+        )
+    return found
