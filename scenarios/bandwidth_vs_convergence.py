@@ -66,10 +66,10 @@ def scenario() -> Scenario:
         lr_schedule=LearningRate(warmup=20, shape="cosine", final=0.1),
         wire=WireSettings(params="bf16", grads="bf16", factors="bf16", statistics="fp32"),
         network=TwoLevel(
-            bandwidth="100Mbit/s", latency="1ms", island_size=4, island_bandwidth="100Gbit/s", island_latency="5us"
+            bandwidth="100Mbit/s", latency="200us", island_size=4, island_bandwidth="100Gbit/s", island_latency="5us"
         ),
-        # 6 TFLOP/s keeps the balance of compute and traffic of a real job: see README, "The main job"
-        compute=ComputeSettings(device="custom", peak_flops=6e12, mfu=1.0),
+        # a small model on slow workers has about the balance of compute and traffic of a large one on fast ones
+        compute=ComputeSettings(device="cpu-core", mfu=0.4),
         engine=EngineSettings(name="ray"),
         evaluation=EvaluationSettings(every=10),
         diagnostics=DiagnosticsSettings(every=10),
