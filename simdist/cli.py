@@ -34,6 +34,10 @@ app = typer.Typer(
 )
 
 
+#: what the options before the command's name say; set anew by every call
+_options = {"debug": False}
+
+
 def answers(command: F) -> F:
     """Turn what a command raises into one message on stderr and an exit status."""
 
@@ -51,7 +55,7 @@ def answers(command: F) -> F:
 
 def report_error(error: BaseException) -> int:
     """Print one message on stderr and return the exit status."""
-    debug = os.environ.get("SIMDIST_DEBUG", "") not in ("", "0")
+    debug = _options["debug"]
     if debug and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt):
@@ -87,8 +91,7 @@ def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also: SIMDIST_DEBUG=1).")] = False,
 ) -> None:
     """Run, re-time and compare distributed training without a cluster."""
-    if debug:
-        os.environ["SIMDIST_DEBUG"] = "1"
+    _options["debug"] = debug or os.environ.get("SIMDIST_DEBUG", "") not in ("", "0")
 
 
 SCENARIO = Annotated[

@@ -394,5 +394,5 @@ def test_a_program_may_not_use_the_network_before_step_one() -> None:
         return None
 
     block = LockstepBlock(Eager(nothing), workers, BlockResolver(mesh, wiring("fp32"), Alone(2)))
-    with pytest.raises(ProgramError, match=r"start\(\) used the network"):
+    with pytest.raises(ProgramError, match=r"start\(\) asked for transfers or compute"):
         block.start()
