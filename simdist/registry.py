@@ -40,7 +40,7 @@ def load_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # whatever a user's file raises
         del sys.modules[name]
         raise InputError(f"{path} raised {type(error).__name__} while it was loaded: {error}") from error
     return module

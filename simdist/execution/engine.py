@@ -20,32 +20,20 @@ from simdist.program import MeshShape, Worker
 from simdist.program.program import LockstepProgram
 
 
-class Engine(ABC):
-    """Runs the workers of one lock-step program. Use as a context manager; leaving it frees whatever it holds."""
+class Holder(ABC):
+    """Holds workers, here or in other processes. Use as a context manager; leaving it frees whatever it holds."""
 
     @abstractmethod
     def start(self) -> None:
         """Make the workers and their initial states.
 
         Raises:
-            InputError: when the engine cannot be had (no answer from a Ray address, no GPU, ...).
+            InputError: when their processes cannot be had (no answer from a Ray address, no GPU, ...).
         """
-
-    @abstractmethod
-    def steps(self, first: int, last: int) -> Iterator[StepOutcome]:
-        """Run steps ``first`` to ``last`` and yield what each did.
-
-        Raises:
-            RunError: when a worker's process is lost.
-        """
-
-    @abstractmethod
-    def parameters(self) -> dict[str, Tensor]:
-        """Return the full parameters as they are now."""
 
     @abstractmethod
     def peak_rss_bytes(self) -> int:
-        """Return the largest resident memory so far, summed over the engine's processes."""
+        """Return the largest resident memory so far, summed over the processes."""
 
     @abstractmethod
     def close(self) -> None:
@@ -61,6 +49,22 @@ class Engine(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Engine(Holder):
+    """Runs the workers of one lock-step program."""
+
+    @abstractmethod
+    def steps(self, first: int, last: int) -> Iterator[StepOutcome]:
+        """Run steps ``first`` to ``last`` and yield what each did.
+
+        Raises:
+            RunError: when a worker's process is lost.
+        """
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the full parameters as they are now."""
 
 
 class LocalEngine(Engine):

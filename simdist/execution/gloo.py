@@ -14,7 +14,8 @@ from torch import Tensor
 
 from simdist.execution.exchange import Exchange, Like
 
-TIMEOUT = datetime.timedelta(hours=12)
+#: how long a block waits for another: paced transfers can be slow, but a block that never comes must not hang for ever
+TIMEOUT = datetime.timedelta(hours=1)
 
 
 def loopback_interface() -> str:

@@ -7,7 +7,7 @@ parcel is the payload itself; between Ray actors it is an object reference, so t
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +18,7 @@ from simdist.communication.codecs import Codec, payload_bytes
 from simdist.communication.trace import ReceiveOp, SendOp, WaveOps
 from simdist.errors import ProgramError, SimdistError
 from simdist.execution.collectives import PARTS, Group, Part
-from simdist.execution.engine import peak_rss_bytes
+from simdist.execution.engine import Holder, peak_rss_bytes
 from simdist.execution.inline import inline_worker
 from simdist.execution.lockstep import scalar
 from simdist.execution.wiring import COLLECTIVES, Wiring, decode, describe_free, describe_local, encode
@@ -117,7 +117,7 @@ class LiveBlock:
             return Asked(worker, None, observed=self._observed(worker), params=stop.value)
         except SimdistError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a user's program raises
             text = str(error).strip().partition("\n")[0]
             raise ProgramError(f"worker {worker} raised {type(error).__name__}: {text}") from error
         self._waves[worker] = wave
@@ -176,35 +176,12 @@ def _part(requests: Sequence[Any], workers: Sequence[int], codec: Codec | None, 
     return part
 
 
-class LiveHosts(ABC):
-    """Whoever holds all the coroutines of an irregular run; a context manager."""
+class LiveHosts(Holder):
+    """Whoever holds all the coroutines of an irregular run."""
 
     @abstractmethod
     def resume(self, deliveries: Mapping[int, tuple[Delivery, ...] | None]) -> list[Asked]:
         """Resume some workers with their answers and return what each asks next, in worker order."""
-
-    @abstractmethod
-    def peak_rss_bytes(self) -> int:
-        """Return the largest resident memory so far, summed over the processes."""
-
-    @abstractmethod
-    def start(self) -> None:
-        """Make the coroutines."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """End the coroutines and free whatever holds them."""
-
-    def __enter__(self) -> LiveHosts:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class LocalHosts(LiveHosts):

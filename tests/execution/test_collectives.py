@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -17,38 +17,18 @@ from torch import Tensor
 from simdist.communication.codecs import codecs
 from simdist.communication.trace import CollectiveOp, WaveOps
 from simdist.errors import ProgramError
-from simdist.execution.exchange import Alone, Exchange, Like
+from simdist.execution.exchange import Alone, Exchange
 from simdist.execution.inline import inline_worker
 from simdist.execution.lockstep import BlockResolver, LockstepBlock
 from simdist.execution.wiring import Wiring
 from simdist.program import Label, MeshShape, Worker, together
 from simdist.program.program import LockstepProgram
+from tests.execution.threads import SECONDS, Threads
 
 MESHES = [MeshShape(1, 4), MeshShape(4, 1), MeshShape(2, 4), MeshShape(3, 2), MeshShape(2, 3), MeshShape(4, 3)]
 AXES = ("replicas", "shards", "workers")
-SECONDS = 20
 
 Ask = Callable[[Worker], Coroutine[Any, Any, Any]]
-
-
-class Threads(Exchange):
-    """Blocks in threads of this process; checks that every block announces what the others really send."""
-
-    def __init__(self, blocks: Sequence[range], me: int, pipes: Mapping[tuple[int, int], queue.Queue[Any]]) -> None:
-        self.blocks = blocks
-        self.me = me
-        self._pipes = pipes
-
-    def swap(
-        self, outgoing: Mapping[int, Sequence[Tensor]], incoming: Mapping[int, Sequence[Like]]
-    ) -> dict[int, list[Tensor]]:
-        assert self.me not in outgoing
-        for block, tensors in outgoing.items():
-            self._pipes[self.me, block].put([x.clone() for x in tensors])
-        arrived = {block: self._pipes[block, self.me].get(timeout=SECONDS) for block in incoming}
-        for block, likes in incoming.items():
-            assert [Like.of(x) for x in arrived[block]] == list(likes)
-        return arrived
 
 
 def wiring(codec: str) -> Wiring:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,13 +13,13 @@ from torch import Tensor
 from simdist.assembly import build_job, build_program, build_task, build_wiring
 from simdist.errors import InputError
 from simdist.execution.engine import LocalEngine
-from simdist.execution.exchange import Exchange, Like
+from simdist.execution.exchange import Exchange
 from simdist.execution.lockstep import LockstepBlock, StepOutcome
 from simdist.execution.stacked_block import StackedBlockResolver, block_cohort, part_of_mesh
 from simdist.program import MeshShape
 from simdist.scenario import Scenario
+from tests.execution.threads import SECONDS, Threads
 
-SECONDS = 60
 OPTIMIZERS = {
     "adamw": {"name": "adamw", "lr": 0.02},
     "muon": {"name": "muon", "lr": 0.02},
@@ -34,25 +33,6 @@ BLOCKS = [
     ((1, 4), [range(3), range(3, 4)]),  # FSDP, unequal parts
     ((4, 1), [range(2), range(2, 4)]),  # DDP
 ]
-
-
-class Threads(Exchange):
-    """Blocks in threads of this process, each message checked against what was announced."""
-
-    def __init__(self, blocks: Sequence[range], me: int, pipes: Mapping[tuple[int, int], queue.Queue[Any]]) -> None:
-        self.blocks = blocks
-        self.me = me
-        self._pipes = pipes
-
-    def swap(
-        self, outgoing: Mapping[int, Sequence[Tensor]], incoming: Mapping[int, Sequence[Like]]
-    ) -> dict[int, list[Tensor]]:
-        for block, tensors in outgoing.items():
-            self._pipes[self.me, block].put([x.clone() for x in tensors])
-        arrived = {block: self._pipes[block, self.me].get(timeout=SECONDS) for block in incoming}
-        for block, likes in incoming.items():
-            assert [Like.of(x) for x in arrived[block]] == list(likes)
-        return arrived
 
 
 def scenario(optimizer: str, mesh: tuple[int, int], grads: str) -> Scenario:
