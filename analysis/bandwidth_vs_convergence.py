@@ -47,6 +47,16 @@ def main(arguments: list[str] | None = None) -> None:
             writer.writerows([label, rate, seconds] for rate, seconds in times.items())
 
     print(markdown(*table(comparison)), end="\n\n")
+    rows = [
+        [run.label, purpose, axis or "point to point", f"{sent / 1e3:.1f}"]
+        for run in comparison.shown
+        for (purpose, axis), sent in run.bytes_by_purpose.items()
+    ]
+    print(markdown(["run", "purpose", "axis", "kB per worker and step"], rows), end="\n\n")
+    for run in comparison.shown:
+        if "nu" in run.diagnostics:
+            means = [run.diagnostics["nu"][run.diagnostics["step"] == s].mean() for s in set(run.diagnostics["step"])]
+            print(f"{run.label}: nu, mean over matrices, from {min(means):.2f} to {max(means):.2f} over the steps")
     leads = [list(row) for row in winners(comparison)]
     if leads:
         print(markdown(["bandwidth", "fastest", "simulated time to target", "lead"], leads), end="\n\n")

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -50,7 +50,7 @@ def answers(command: F) -> F:
                 raise
             raise typer.Exit(report_error(error)) from None
 
-    return wrapped  # type: ignore[return-value]
+    return cast(F, wrapped)
 
 
 def report_error(error: BaseException) -> int:

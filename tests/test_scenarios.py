@@ -9,15 +9,12 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from simdist.cli import app
-from simdist.execution.ray_cluster import connect
 from simdist.loading import load, load_scenario
 from simdist.scenario import Scenario, Sweep
 from simdist.sweeping import points
@@ -124,15 +121,6 @@ def test_what_is_saved_repeats_the_run_elsewhere(file: Path, tmp_path: Path) -> 
     saved = [(tmp_path / name / "scenario.yaml").read_text() for name in ("first", "again")]
     assert saved[0] == saved[1]
     assert str(file) in saved[0]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray for all tests that need one."""
-    started = connect(None, 2)
-    yield
-    if started:
-        ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")

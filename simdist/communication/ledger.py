@@ -28,7 +28,6 @@ COLUMNS = (
     "start_seconds",
     "end_seconds",
 )
-TIMES = ("start_seconds", "end_seconds")
 
 
 @dataclass(frozen=True)

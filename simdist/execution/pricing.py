@@ -8,7 +8,7 @@ this one class, so their times are equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -26,15 +26,6 @@ _Value = TypeVar("_Value")
 
 #: Relative difference below which two workers or groups count as simultaneous: rounding, not physics.
 _TOGETHER = 1e-13
-
-
-class Span(NamedTuple):
-    """One worker's time in one wave, in seconds from the step's start."""
-
-    worker: int
-    wave: int
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -61,12 +52,6 @@ class StepTiming:
     waves: tuple[tuple[Interval, ...], ...]
     compute_seconds: float
     intervals: tuple[tuple[Interval, ...], ...]
-
-    def spans(self) -> Iterator[Span]:
-        """Yield every worker's waves in order, for a time line."""
-        for worker, waves in enumerate(self.intervals):
-            for wave, (start, end) in enumerate(waves):
-                yield Span(worker, wave, start, end)
 
 
 class _WaveTiming(NamedTuple):

@@ -186,7 +186,7 @@ def cohort(mesh: MeshShape, seed: int, chunk: int | None = None) -> Worker:
     def axis(name: str) -> Axis:
         size = mesh.size(name)
         if name == "workers":
-            return Axis(name, size, None, _refuse_share)
+            return Axis(name, size, None, refuse_share)
         lead = LEAD[name]
         return Axis(name, size, None, lambda x, dim: stacked_chunks(x, dim, size, lead))
 
@@ -194,5 +194,6 @@ def cohort(mesh: MeshShape, seed: int, chunk: int | None = None) -> Worker:
     return Worker(None, mesh.workers, axes, seed, StackedOps(mesh, chunk))
 
 
-def _refuse_share(x: Any, dim: int) -> Any:
+def refuse_share(x: Any, dim: int) -> Any:
+    """Stand in for ``share`` on an axis that has no leading axis of its own."""
     raise ProgramError("share() works on the axes 'replicas' and 'shards'; got axis 'workers'")

@@ -17,12 +17,12 @@ from torch import Tensor
 from simdist.communication.codecs import Codec
 from simdist.communication.semantics import stacked_chunks
 from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, WaveOps
-from simdist.errors import InputError, ProgramError
+from simdist.errors import InputError
 from simdist.execution.collectives import Groups, Part
 from simdist.execution.deferred import Deferred, DeferredGradients
 from simdist.execution.exchange import Exchange
 from simdist.execution.lockstep import Resolver, swap_parts
-from simdist.execution.stacked import LEAD, StackedOps, StackedResolver
+from simdist.execution.stacked import LEAD, StackedOps, StackedResolver, refuse_share
 from simdist.execution.wiring import COLLECTIVES, Wiring, describe, describe_local
 from simdist.program import Axis, Mesh, MeshShape, Worker
 from simdist.program.requests import AllGather, Broadcast, Collective, Reduce, ReduceScatter, Wave
@@ -172,7 +172,7 @@ def block_cohort(mesh: MeshShape, block: range, seed: int, chunk: int | None = N
     def axis(name: str) -> Axis:
         size = mesh.size(name)
         if name == "workers":
-            return Axis(name, size, None, _refuse_share)
+            return Axis(name, size, None, refuse_share)
         lead, first, here = LEAD[name], mesh.place(name, block[0]), shape.size(name)
 
         def take(x: Any, dim: int) -> Any:
@@ -188,7 +188,3 @@ def block_cohort(mesh: MeshShape, block: range, seed: int, chunk: int | None = N
 
     axes = Mesh(axis("replicas"), axis("shards"), axis("workers"))
     return Worker(None, mesh.workers, axes, seed, StackedBlockOps(shape, block[0], mesh.workers, chunk))
-
-
-def _refuse_share(x: Any, dim: int) -> Any:
-    raise ProgramError("share() works on the axes 'replicas' and 'shards'; got axis 'workers'")

@@ -25,7 +25,7 @@ class FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without types
         self.flops = 0.0
         #: names set by the caller, innermost last; the innermost one is credited
         self.scopes: list[str] = []

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from simdist.communication.ledger import COLUMNS, TIMES, Ledger
+from simdist.communication.ledger import COLUMNS, Ledger
 from simdist.communication.plans import Direct, Plan, Ring
 from simdist.communication.plans.plan import OPS
 from simdist.communication.trace import CollectiveOp, ComputeOp, SendOp, SleepOp, StepOps
@@ -83,7 +83,7 @@ def test_the_number_of_times_must_match() -> None:
 def test_times_do_not_show_in_the_hash() -> None:
     later = [(start + 1, end + 3) for start, end in TIMINGS]
     assert booked(STEP, TIMINGS).sha256() == booked(STEP, later).sha256()
-    assert set(TIMES) < set(COLUMNS)
+    assert COLUMNS[-2:] == ("start_seconds", "end_seconds")
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from torch import Tensor
 
@@ -27,7 +26,6 @@ from simdist.execution.events import Event
 from simdist.execution.inline import inline_worker
 from simdist.execution.live import Booked, LiveRun, Noted
 from simdist.execution.live_block import LiveBlock, Meeting
-from simdist.execution.ray_cluster import connect
 from simdist.execution.wiring import Wiring
 from simdist.irregular_run import follow
 from simdist.program import MeshShape, Worker, together
@@ -443,15 +441,6 @@ def test_rows_go_into_the_run_folder(tmp_path: Path) -> None:
 
 
 # -- several actors, and wall time ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One Ray for all tests that need one."""
-    started = connect(None, 2)
-    yield
-    if started:
-        ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")

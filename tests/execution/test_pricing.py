@@ -138,9 +138,7 @@ def test_a_wave_lasts_as_long_as_its_longest_part(exact: bool) -> None:
     )
     assert timing.duration == near(1.009)
     assert timing.compute_seconds == near(0.009)
-    assert [(span.worker, span.wave, span.end) for span in timing.spans()] == [
-        (worker, wave, near(end)) for worker in (0, 1) for wave, end in [(0, 0.009), (1, 1.009)]
-    ]
+    assert timing.intervals == (((0.0, near(0.009)), (near(0.009), near(1.009))),) * 2
 
 
 @pytest.mark.parametrize("exact", [False, True])

@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +135,6 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 
 # -- one embedded Ray for all the rest -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    assert connect(None, 4)
-    yield
-    ray.shutdown()
 
 
 ORTH_DION = {
