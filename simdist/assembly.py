@@ -18,6 +18,7 @@ from simdist.execution.pacing import Pacer
 from simdist.execution.pricing import StepPricer
 from simdist.execution.timeline import Timeline
 from simdist.execution.wiring import Wiring
+from simdist.parallelism import Compressions
 from simdist.scenario import Scenario, check_fits, check_machine
 from simdist.schedules import Job
 
@@ -48,8 +49,10 @@ def build_job(scenario: Scenario, task: Task) -> Job:
         seed=scenario.seed,
         lr_schedule=scenario.lr_schedule,
         reshard_after_forward=scenario.mesh.reshard_after_forward,
+        vectors_apart=scenario.wire.vectors is not None,
         evaluate_every=scenario.evaluation.every,
         measure_every=scenario.diagnostics.every,
+        compressions=Compressions(scenario.compression.replicas, scenario.compression.shards),
     )
 
 
@@ -60,7 +63,7 @@ def build_plan(scenario: Scenario) -> Plan:
 
 def build_wiring(scenario: Scenario) -> Wiring:
     """Return the codecs that ``wire`` names."""
-    return Wiring.from_names(scenario.wire.model_dump())
+    return Wiring.from_names(scenario.wire.model_dump(exclude_none=True), scenario.seed)
 
 
 def build_pricer(scenario: Scenario) -> StepPricer:

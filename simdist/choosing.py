@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,9 @@ class Kind:
         package: its import fills the registry.
         key: the field that holds the name.
         default: name that is meant when none is given.
+        adapt: returns a class derived from ``base`` for a thing that stands behind an import path and is none (the same
+            class each time), or None. Raises InputError where the thing cannot be adapted, with the reason.
+        adapts: what ``adapt`` takes, for messages.
     """
 
     registry: Registry[Any]
@@ -54,6 +57,8 @@ class Kind:
     package: str
     key: str = "name"
     default: str | None = None
+    adapt: Callable[[Any], type[Settings] | None] | None = None
+    adapts: str = ""
 
     @property
     def title(self) -> str:
@@ -77,7 +82,11 @@ class Kind:
                 raise InputError(f"{error}; expected package.module:Name or file.py:Name") from error
             raise
         if not (inspect.isclass(found) and issubclass(found, self.base)):
-            raise InputError(f"got {name!r} as {self.title}; expected a class derived from {self.base.__name__}")
+            adapted = self.adapt(found) if self.adapt else None
+            if adapted is None:
+                expected = " or ".join(each for each in (self.base.__name__, self.adapts) if each)
+                raise InputError(f"got {name!r} as {self.title}; expected a class derived from {expected}")
+            found = adapted
         if inspect.isabstract(found):
             missing = ", ".join(sorted(found.__abstractmethods__))
             raise InputError(f"got {name!r} as {self.title}, which is abstract; expected it to define {missing}")

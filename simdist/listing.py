@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from simdist.assembly import build_job, build_task
 from simdist.choosing import Kind
-from simdist.communication.codecs import codecs
+from simdist.codecs import codecs
 from simdist.devices import CUSTOM, devices
 from simdist.errors import InputError, suggest
 from simdist.registry import summary_of
-from simdist.scenario import NETWORK, OPTIMIZER, SCHEDULE, WORKLOAD, Scenario, Sweep
+from simdist.scenario import COMPRESSION, NETWORK, OPTIMIZER, SCHEDULE, WORKLOAD, Scenario, Sweep
 from simdist.sweeping import points
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ def _of(kind: Kind) -> Callable[[], Rows]:
 
 
 def _codecs() -> Rows:
-    return [(name, summary_of(thing)) for name, thing in codecs.items()]
+    stateless = [(name, summary_of(thing)) for name, thing in codecs.items()]
+    # the other half of the catalogue: methods with a memory, which go under compression.<axis>
+    return stateless + [(f"compression: {name}", summary_of(thing)) for name, thing in COMPRESSION.filled().items()]
 
 
 def _devices() -> Rows:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from simdist.choosing import Kind, plain, problem
-from simdist.communication.codecs import codec_named
+from simdist.codecs import codec_named
 from simdist.communication.plans import collectives_plan
+from simdist.compression.compression import Compression, compressions
 from simdist.devices import ComputeSettings
 from simdist.errors import InputError
 from simdist.execution.settings import EngineSettings
 from simdist.network.topology import Topology, topologies
 from simdist.optimizers.rule import MeshShape, Rule, optimizers
+from simdist.optimizers.torch_optimizer import adapted
 from simdist.registry import absolute
 from simdist.schedules.learning_rate import LearningRate
 from simdist.schedules.schedule import Schedule, schedules
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
     import torch
 
 WORKLOAD = Kind(workloads, Workload, "simdist.workloads")
-OPTIMIZER = Kind(optimizers, Rule, "simdist.optimizers")
+OPTIMIZER = Kind(optimizers, Rule, "simdist.optimizers", adapt=adapted, adapts="torch.optim.Optimizer")
 SCHEDULE = Kind(schedules, Schedule, "simdist.schedules", default="every_step")
 NETWORK = Kind(topologies, Topology, "simdist.network", key="topology", default="star")
-KINDS = (WORKLOAD, OPTIMIZER, SCHEDULE, NETWORK)
+COMPRESSION = Kind(compressions, Compression, "simdist.compression")
+KINDS = (WORKLOAD, OPTIMIZER, SCHEDULE, NETWORK, COMPRESSION)
 
 
 def _known_codec(name: str) -> str:
@@ -89,12 +92,41 @@ class WireSettings(Settings):
         grads: reduced gradients.
         factors: what an optimizer sends: low-rank factors, whole updates, ...
         statistics: small sums such as Gram matrices and norms.
+        vectors: biases and norms, parameters and gradients: where given they travel apart from the matrices, as QSDP
+            keeps them in full precision; null: with the others.
     """
 
     params: Codec = "fp32"
     grads: Codec = "fp32"
     factors: Codec = "fp32"
     statistics: Codec = "fp32"
+    vectors: Codec | None = None
+
+
+Compressed = Annotated[
+    SerializeAsAny[Compression] | None,
+    BeforeValidator(lambda value: None if value is None else COMPRESSION.choose(value)),
+]
+
+
+class CompressionSettings(Settings):
+    """Gradient compression with a memory, by axis (``simdist list codecs``); null averages gradients as usual.
+
+    Attributes:
+        replicas: in place of the all-reduce over replicas (DDP, HSDP). Parameters whose rule brings replicas together
+            by itself (Dion's factors) are left to it.
+        shards: in place of FSDP's reduce-scatter.
+    """
+
+    replicas: Compressed = None
+    shards: Compressed = None
+
+    @model_validator(mode="after")
+    def _defined_there(self) -> CompressionSettings:
+        for axis, method in (("replicas", self.replicas), ("shards", self.shards)):
+            if method is not None:
+                method.check(axis)
+        return self
 
 
 class EvaluationSettings(Settings):
@@ -124,6 +156,7 @@ class Scenario(Settings):
     )
     lr_schedule: LearningRate = Field(default_factory=LearningRate)
     wire: WireSettings = Field(default_factory=WireSettings)
+    compression: CompressionSettings = Field(default_factory=CompressionSettings)
     network: Annotated[SerializeAsAny[Topology], BeforeValidator(NETWORK.choose)] = Field(
         default_factory=lambda: NETWORK.choose("star")
     )
@@ -159,6 +192,12 @@ class Scenario(Settings):
             if worker >= workers:
                 raise ValueError(
                     f"compute.speeds: got worker {worker} for {mesh}; expected worker indices from 0 to {workers - 1}"
+                )
+        for axis, method in (("replicas", self.compression.replicas), ("shards", self.compression.shards)):
+            if method is not None and not self.schedule.compresses:
+                raise ValueError(
+                    f"compression.{axis}: got {method.name!r} with schedule {self.schedule.name!r}, which averages no "
+                    f"gradients over {axis}; expected schedule 'every_step', or a codec such as wire.grads='int8'"
                 )
         if engine.stacked and not self.schedule.lockstep:
             key = "engine.name" if engine.name == "stacked" else "engine.block"

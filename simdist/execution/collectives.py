@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdist.communication.codecs import Codec
+from simdist.codecs import Payload, payload_bytes
 from simdist.communication.semantics import Node, chunk, cover, join, pairwise_sum
 from simdist.communication.trace import CollectiveOp
 from simdist.errors import ProgramError
+from simdist.execution.coding import Coder, Members
 from simdist.execution.exchange import Like
-from simdist.execution.wiring import decode, describe, encode, payload_bytes, round_trip, words
+from simdist.execution.wiring import words
 from simdist.program import MeshShape
 from simdist.program.requests import AllGather, AllToAll, Broadcast, Collective, Reduce, ReduceScatter
-
-Payload = tuple[Tensor, ...]
 
 
 class Group:
@@ -58,18 +57,18 @@ class Part(ABC):
         local: range,
         groups: Sequence[Group],
         by: Callable[[int, int], int],
-        codec: Codec | None,
+        coder: Coder,
     ) -> None:
         self.requests = requests
         #: position of a group's member among the local workers
         self.by = by
         self.first: Any = requests[0]
         self.groups = groups
-        self.codec = codec
+        self.coder = coder
         self.dtype: torch.dtype = self.first.tensor.dtype
         self.outgoing: dict[int, list[Tensor]] = defaultdict(list)
         self.incoming: dict[int, list[Like]] = defaultdict(list)
-        self.op: CollectiveOp | None = None
+        self.ops: tuple[CollectiveOp, ...] = ()
         shape = self.first.tensor.shape
         for position, request in enumerate(requests):
             if request.tensor.shape != shape or request.tensor.dtype != self.dtype:
@@ -80,12 +79,21 @@ class Part(ABC):
         self.prepare()
 
     def book(self, size: int) -> None:
-        """Note the descriptor of what travels: a full message of ``size`` bytes."""
-        self.op = describe(self.first, self.codec, size)
+        """Note the descriptors of what travels: a full message of ``size`` bytes."""
+        self.ops = self.coder.ops(size)
+
+    def tensor(self, number: int, place: int) -> Tensor:
+        """Return what a local member of a group hands in."""
+        x: Tensor = self.requests[self.by(number, place)].tensor
+        return x.contiguous()
 
     def encoded(self, number: int, place: int) -> Payload:
         """Return what a local member of a group puts on the wire."""
-        return encode(self.codec, self.requests[self.by(number, place)].tensor.contiguous())
+        return self.coder.encode(self.tensor(number, place), Members([place]))
+
+    def decoded(self, payload: Payload, place: int) -> Tensor:
+        """Return what the receivers get of member ``place``'s payload."""
+        return self.coder.decode(payload, self.first.tensor.shape, self.dtype, Members([place]))
 
     @abstractmethod
     def prepare(self) -> None:
@@ -97,16 +105,16 @@ class Part(ABC):
 
 
 class ReducePart(Part):
-    """All-reduce: contributions are encoded, summed in the run's dtype, and the sum is encoded again to travel back."""
+    """All-reduce: contributions are encoded and summed, and the sum is encoded again to travel back."""
 
     def prepare(self) -> None:
         self.partial: list[dict[Node, Tensor]] = []
         for number, group in enumerate(self.groups):
             values = []
             for place in group.local:
-                payload = self.encoded(number, place)
-                self.book(payload_bytes(payload))
-                values.append(decode(self.codec, payload, self.dtype))
+                value, size = self.coder.contribution(self.tensor(number, place), Members([place]))
+                self.book(size)
+                values.append(value)
             start = group.local[0]
             nodes = cover(0, group.size, start, group.local[-1] + 1)
             partial = {(a, b): pairwise_sum(values[a - start : b - start]) for a, b in nodes}
@@ -122,8 +130,7 @@ class ReducePart(Part):
 
     def deliver(self, total: Tensor, group: Group) -> list[Tensor]:
         """Return what each local member receives of the sum."""
-        total = round_trip(self.codec, total)
-        return [total] * len(group.local)
+        return [self.coder.total(total, lead=0)] * len(group.local)
 
     def answers(self, arrived: dict[int, Iterator[Tensor]]) -> list[Tensor]:
         result: list[Any] = [None] * len(self.requests)
@@ -134,7 +141,8 @@ class ReducePart(Part):
                 for block, theirs in group.others.items():
                     for node in cover(0, group.size, theirs[0], theirs[-1] + 1):
                         partial[node] = next(arrived[block])
-            total = join(0, group.size, partial)
+            # a format in which sums are taken ends here: what follows is the run's own arithmetic
+            total = join(0, group.size, partial).to(self.dtype)
             if self.first.mean:
                 total = total / group.size
             for place, x in zip(group.local, self.deliver(total, group), strict=True):
@@ -177,7 +185,7 @@ class AllGatherPart(Part):
             for block, theirs in group.others.items():
                 for place in theirs:
                     payloads[place] = tuple(next(arrived[block]) for _ in range(parts))
-            values = [decode(self.codec, payloads[place], self.dtype) for place in range(group.size)]
+            values = [self.decoded(payloads[place], place) for place in range(group.size)]
             whole = torch.cat(values, self.first.dim)
             for place in group.local:
                 result[self.by(number, place)] = whole
@@ -193,10 +201,11 @@ class AllToAllPart(Part):
         for number, group in enumerate(self.groups):
             payloads: dict[tuple[int, int], Payload] = {}
             for source in group.local:
-                x = self.requests[self.by(number, source)].tensor
+                cut = self.coder.slices(self.requests[self.by(number, source)].tensor, 0).contiguous()
+                self.slice = cut.shape[1:]
+                encoded = self.coder.encode(cut, Members([source]), slices=1)
                 for target in range(group.size):
-                    part = chunk(x, self.first.split_dim, target, group.size).contiguous()
-                    payloads[source, target] = encode(self.codec, part)
+                    payloads[source, target] = tuple(part[target].clone() for part in encoded)
             self.payloads.append(payloads)
             sample = payloads[group.local[0], 0]
             self.book(payload_bytes(sample) * group.size)
@@ -216,9 +225,13 @@ class AllToAllPart(Part):
                     for target in group.local:
                         payloads[source, target] = tuple(next(arrived[block]) for _ in range(parts))
             for target in group.local:
-                values = [decode(self.codec, payloads[source, target], self.dtype) for source in range(group.size)]
+                values = [self.unsliced(payloads[source, target], source, target) for source in range(group.size)]
                 result[self.by(number, target)] = torch.cat(values, self.first.concat_dim)
         return result
+
+    def unsliced(self, payload: Payload, source: int, target: int) -> Tensor:
+        """Return what member ``target`` gets of the slice that ``source`` encoded for it."""
+        return self.coder.decode(payload, self.slice, self.dtype, Members([source]), slice_of=target)
 
 
 class BroadcastPart(Part):
@@ -245,7 +258,7 @@ class BroadcastPart(Part):
             for block, theirs in group.others.items():
                 if self.first.root in theirs:
                     payload = tuple(next(arrived[block]) for _ in payload)
-            x = _dense(decode(self.codec, payload, self.dtype))
+            x = _dense(self.decoded(payload, self.first.root))
             for place in group.local:
                 result[self.by(number, place)] = x
         return result
@@ -282,11 +295,11 @@ class Groups:
                 for group in members
             ]
 
-    def part(self, requests: Sequence[Collective], codec: Codec | None) -> Part:
+    def part(self, requests: Sequence[Collective], coder: Coder) -> Part:
         """Begin one collective; ``requests`` in the order of the local workers."""
         axis = requests[0].axis.name
         by = self._by[axis]
         part: Part = PARTS[type(requests[0])](
-            requests, self.local, self._groups[axis], lambda number, place: by[number][place], codec
+            requests, self.local, self._groups[axis], lambda number, place: by[number][place], coder
         )
         return part

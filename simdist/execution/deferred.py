@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdist.communication.codecs import Codec, payload_bytes
+from simdist.codecs import Codec, payload_bytes, silent
 from simdist.communication.semantics import stacked_sum
-from simdist.execution.wiring import encode
 from simdist.program import MeshShape
 from simdist.program.worker import Loss, Params
 
@@ -106,8 +105,8 @@ class DeferredGradients:
     def _sum_of_realized(self, number: int, axis: str, codec: Codec | None) -> tuple[Tensor, int]:
         assert self._realized is not None
         x = self._realized[number]
-        payload = encode(codec, x)
-        value = x if codec is None else codec.decode(payload, x.dtype)
+        payload = (x,) if codec is None else codec.encode(x, silent)
+        value = x if codec is None else codec.round_trip(x)
         if axis == "workers":
             value = stacked_sum(value.flatten(0, 1).unsqueeze(0), 1)
         else:
@@ -125,7 +124,7 @@ class DeferredGradients:
             values = torch.stack([group[number] for group in sums])
             values = values.unsqueeze(1) if axis != "replicas" else values.unsqueeze(0)
             sample = values[0, 0]
-            result.append((values, payload_bytes(encode(codec, sample))))
+            result.append((values, payload_bytes((sample,) if codec is None else codec.encode(sample, silent))))
         self._note_losses([values for values, _ in result], len(groups[0]))
         return result
 
@@ -170,7 +169,7 @@ class DeferredGradients:
         for first in range(0, len(workers), step := self._vmap_chunk()):
             values = self._per_worker(workers[first : first + step])
             arrived = [
-                x if codec is None or pack is None else codec.decode(codec.encode(x[None]), x.dtype)[0]
+                x if codec is None or pack is None else codec.round_trip(x)
                 for x, pack in zip(values, self._packs, strict=True)
             ]
             sums = [stacked_sum(x, 0)[0] for x in arrived]

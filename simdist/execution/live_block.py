@@ -8,23 +8,28 @@ parcel is the payload itself; between Ray actors it is an object reference, so t
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from simdist.communication.codecs import Codec, payload_bytes
+from simdist.codecs import Codec, Noise, Payload, payload_bytes, silent
 from simdist.communication.trace import ReceiveOp, SendOp, WaveOps
 from simdist.errors import ProgramError, SimdistError
+from simdist.execution.coding import Coder, decode, encode
 from simdist.execution.collectives import PARTS, Group, Part
 from simdist.execution.engine import Holder, peak_rss_bytes
 from simdist.execution.inline import inline_worker
 from simdist.execution.lockstep import scalar
-from simdist.execution.wiring import COLLECTIVES, Wiring, decode, describe_free, describe_local, encode
+from simdist.execution.wiring import COLLECTIVES, Wiring, describe_free, describe_local, words
 from simdist.program import MeshShape, Worker
+from simdist.program.mesh import Label
 from simdist.program.program import IrregularProgram
-from simdist.program.requests import Message, Receive, Request, Send, Wave
+from simdist.program.random import stream
+from simdist.program.requests import Collective, Message, Receive, Request, Send, Wave
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,19 @@ class Asked:
 Wrap = Callable[[Any], Any]
 
 
+@dataclass(frozen=True)
+class _Parcel:
+    """A message under way; ``key``: whose and the how manieth it is, which keys its noise."""
+
+    payload: Payload
+    label: Label
+    shape: torch.Size
+    dtype: torch.dtype
+    key: tuple[int, int]
+    tag: str
+    note: Any
+
+
 class LiveBlock:
     """Holds and resumes the coroutines of some workers.
 
@@ -94,6 +112,7 @@ class LiveBlock:
             index: program.main(worker) for index, worker in self._workers.items() if index is not None
         }
         self._waves: dict[int, Wave] = {}
+        self._sent: Counter[int] = Counter()
         self._met: dict[int, tuple[list[Tensor], int]] = {}
 
     def resume(self, deliveries: Mapping[int, tuple[Delivery, ...] | None]) -> list[Asked]:
@@ -134,32 +153,35 @@ class LiveBlock:
     def _hand_in(self, worker: int, request: Request) -> tuple[Any, Any]:
         """Return a request's descriptor and parcel."""
         if isinstance(request, COLLECTIVES):
-            part = _part([request], [worker], self._wiring.codec(request.label), request.axis.size)
-            return part.op or describe_free(request), self._wrap(request.tensor)
+            part = _part([request], [worker], self._coder(request, 0), request.axis.size)
+            return part.ops[0] if part.ops else describe_free(request), self._wrap(request.tensor)
         if isinstance(request, Send):
-            codec = self._wiring.codec(request.label)
+            codec, x = self._wiring.codec(request.label), request.tensor.detach()
+            self._sent[worker] += 1
+            key = (worker, self._sent[worker])
             # a copy: the sender may go on at once and change its tensor in place
-            payload = encode(codec, request.tensor.detach().clone())
+            payload = (x.clone(),) if codec is None else encode(codec, x.clone(), 0, self._noise(codec, *key))
             label = request.label
-            name = codec.name if codec else "none"
+            name = label.encoding or (codec.label if codec else "none")
             op = SendOp(
                 request.to, payload_bytes(payload), label.purpose, label.tensor, name, request.tag, request.wait
             )
-            return op, self._wrap((payload, label, request.tensor.dtype, request.tag, request.note))
+            return op, self._wrap(_Parcel(payload, label, x.shape, x.dtype, key, request.tag, request.note))
         if isinstance(request, Receive):
             return ReceiveOp(request.source, request.tag), None
         return describe_local(request), None
 
     def _answer(self, worker: int, request: Request, delivery: Delivery) -> Any:
         if isinstance(delivery, Mail):
-            payload, label, dtype, tag, note = self._unwrap(delivery.parcel)
-            return Message(delivery.source, tag, decode(self._wiring.codec(label), payload, dtype), note)
+            parcel: _Parcel = self._unwrap(delivery.parcel)
+            return Message(delivery.source, parcel.tag, self._opened(parcel), parcel.note)
         if isinstance(delivery, Meeting):
             assert isinstance(request, COLLECTIVES)
             if delivery.event not in self._met:
                 tensors = [self._unwrap(parcel) for parcel in delivery.parcels]
                 members = [replace(request, tensor=tensor) for tensor in tensors]
-                part = _part(members, delivery.members, self._wiring.codec(request.label), request.axis.size)
+                coder = self._coder(request, delivery.event)
+                part = _part(members, delivery.members, coder, request.axis.size)
                 self._met[delivery.event] = part.answers({}), 0
             values, taken = self._met.pop(delivery.event)
             if taken + 1 < sum(member in self._workers for member in delivery.members):
@@ -167,12 +189,36 @@ class LiveBlock:
             return values[delivery.members.index(worker)]
         return None
 
+    def _opened(self, parcel: _Parcel) -> Tensor:
+        codec = self._wiring.codec(parcel.label)
+        if codec is None:
+            return parcel.payload[0]
+        return decode(codec, parcel.payload, parcel.shape, parcel.dtype, self._noise(codec, *parcel.key))
 
-def _part(requests: Sequence[Any], workers: Sequence[int], codec: Codec | None, size: int) -> Part:
+    def _noise(self, codec: Codec, worker: int, number: int) -> Noise:
+        """Begin the noise of a worker's n-th message."""
+        if codec.random == "no":
+            return silent
+        generator = stream(self._wiring.seed, "wire/message", worker, number)
+        return lambda shape: torch.rand(tuple(shape), generator=generator)
+
+    def _coder(self, request: Collective, event: int) -> Coder:
+        """Return the coder of a collective; there are no steps here, so its number keys the noise."""
+        coder = self._wiring.coder(request, event)
+        if len(coder.ops(0)) > 1:
+            assert coder.codec is not None
+            raise ProgramError(
+                f"{words(request)}: got the codec {coder.codec.label!r}, whose sums take two collectives; expected a "
+                f"cast such as 'bf16' for wire.{request.label.wire} in programs that do not run in lock step"
+            )
+        return coder
+
+
+def _part(requests: Sequence[Any], workers: Sequence[int], coder: Coder, size: int) -> Part:
     """Begin a collective of which this block knows all members, or just one, to see what it encodes."""
     members = range(len(requests))
     group = Group(range(size), members, [members], 0)
-    part: Part = PARTS[type(requests[0])](requests, workers, [group], lambda number, place: place, codec)
+    part: Part = PARTS[type(requests[0])](requests, workers, [group], lambda number, place: place, coder)
     return part
 
 

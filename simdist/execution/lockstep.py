@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -27,11 +28,26 @@ Hold = Callable[[StepOps], None]
 
 
 class Resolver(ABC):
-    """Computes what the workers of a block receive for one wave."""
+    """Computes what the workers of a block receive for one wave.
+
+    Attributes:
+        step: the step under way (0 before the first): random roundings of a wire differ from step to step.
+    """
+
+    step: int = 0
 
     @abstractmethod
-    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], WaveOps]:
-        """Return each worker's answers and the descriptors of the wave, measurements left out."""
+    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], StepOps]:
+        """Return each worker's answers and the descriptors of the wave, measurements left out.
+
+        A wave becomes several where one collective is carried out as two, one after the other.
+        """
+
+
+def in_phases(items: Sequence[Sequence[CollectiveOp | ComputeOp | SleepOp]]) -> StepOps:
+    """Turn the descriptors of a wave's items, each a sequence of phases, into waves: all first phases, all second."""
+    phases = zip_longest(*items)
+    return tuple(wave for phase in phases if (wave := tuple(op for op in phase if op is not None)))
 
 
 class BlockResolver(Resolver):
@@ -43,22 +59,21 @@ class BlockResolver(Resolver):
         self.local = exchange.blocks[exchange.me]
         self.groups = Groups(mesh, self.local, exchange.blocks, exchange.me)
 
-    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], WaveOps]:
+    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], StepOps]:
         items: list[Part | None] = []
-        ops: list[CollectiveOp | ComputeOp | SleepOp] = []
+        ops: list[Sequence[CollectiveOp | ComputeOp | SleepOp]] = []
         for requests in self._aligned(waves):
             first = requests[0]
             if isinstance(first, COLLECTIVES):
-                part = self.groups.part(requests, self.wiring.codec(first.label))
+                part = self.groups.part(requests, self.wiring.coder(first, self.step))
                 items.append(part)
-                if part.op is not None:
-                    ops.append(part.op)
+                ops.append(part.ops)
             else:
                 items.append(None)
-                ops.append(describe_local(first))
+                ops.append((describe_local(first),))
         arrived = swap_parts(self.exchange, [part for part in items if part])
         columns = [part.answers(arrived) if part else [None] * len(waves) for part in items]
-        return [tuple(column[i] for column in columns) for i in range(len(waves))], tuple(ops)
+        return [tuple(column[i] for column in columns) for i in range(len(waves))], in_phases(ops)
 
     def _aligned(self, waves: Sequence[Wave]) -> list[Any]:
         """Regroup the waves of all workers by item, after checking that they ask for the same things."""
@@ -124,6 +139,7 @@ class LockstepBlock:
 
     def step(self, step: int) -> StepOutcome:
         """Run one step of all workers."""
+        self.resolver.step = step
         for worker in self.workers:
             worker.observations.clear()
         results, ops = self._drive(
@@ -166,7 +182,7 @@ class LockstepBlock:
                     return results, tuple(record)
                 answers, ops = self.resolver.resolve(waves)
                 if ops:
-                    record.append(ops)
+                    record.extend(ops)
                     if hold is not None:
                         hold(tuple(record))
         finally:

@@ -7,33 +7,25 @@ that work which every worker would repeat is done once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from simdist.communication.codecs import Codec
+from simdist.codecs import payload_bytes
 from simdist.communication.semantics import (
-    chunk_length,
     stacked_all_to_all,
     stacked_chunks,
     stacked_gather,
     stacked_sum,
 )
-from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, WaveOps
+from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOps
 from simdist.errors import ProgramError
+from simdist.execution.coding import Coder, Members
 from simdist.execution.deferred import Deferred, DeferredGradients
-from simdist.execution.lockstep import Resolver
-from simdist.execution.wiring import (
-    COLLECTIVES,
-    Wiring,
-    decode,
-    describe,
-    describe_local,
-    encode,
-    payload_bytes,
-    round_trip,
-)
+from simdist.execution.lockstep import Resolver, in_phases
+from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local
 from simdist.program import Axis, Mesh, MeshShape, Worker
 from simdist.program.requests import (
     AllGather,
@@ -55,83 +47,76 @@ class StackedResolver(Resolver):
         self.mesh = mesh
         self.wiring = wiring
 
-    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], WaveOps]:
+    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], StepOps]:
         (wave,) = waves
         answers: list[Any] = []
-        ops: list[CollectiveOp | ComputeOp | SleepOp] = []
+        ops: list[Sequence[CollectiveOp | ComputeOp | SleepOp]] = []
         for request in wave:
             if isinstance(request, COLLECTIVES):
-                codec = self.wiring.codec(request.label)
-                answer, size = self.collective(request, codec)
-                op = describe(request, codec, size)
-                if op is not None:
-                    ops.append(op)
+                coder = self.wiring.coder(request, self.step)
+                answer, size = self.collective(request, coder)
+                ops.append(coder.ops(size))
                 answers.append(answer)
             else:
-                ops.append(describe_local(request))
+                ops.append((describe_local(request),))
                 answers.append(None)
-        return [tuple(answers)], tuple(ops)
+        return [tuple(answers)], in_phases(ops)
 
-    def collective(self, request: Collective, codec: Codec | None) -> tuple[Tensor, int]:
+    def collective(self, request: Collective, coder: Coder) -> tuple[Tensor, int]:
         """Return the answer and the bytes of the full message."""
         if request.axis.name == "workers":
-            return self._over_workers(request, codec)
-        axis, size = LEAD[request.axis.name], request.axis.size
+            return self._over_workers(request, coder)
+        return self._along(LEAD[request.axis.name], request, coder)
+
+    def _along(self, axis: int, request: Collective, coder: Coder) -> tuple[Tensor, int]:
+        """Carry a collective out over the members that a leading axis counts."""
+        size = request.axis.size
+        members = Members(range(size), 2, axis)
         x = request.tensor
         if isinstance(x, Deferred):
-            if not isinstance(request, (Reduce, ReduceScatter)):
-                x = x.realize()
-            else:
-                summed, size_bytes = x.summed(request.axis.name, codec)
-                return self._reduced(request, summed, codec, axis), size_bytes
+            if isinstance(request, (Reduce, ReduceScatter)) and coder.sums_in_chunks:
+                summed, size_bytes = x.summed(request.axis.name, coder.codec)
+                return self._reduced(request, summed, coder, axis), size_bytes
+            x = x.realize()
         if isinstance(request, (Reduce, ReduceScatter)):
-            payload = encode(codec, x)
-            contribution = decode(codec, payload, x.dtype)
-            total = stacked_sum(contribution, axis) if x.shape[axis] > 1 else contribution * size
-            return self._reduced(request, total, codec, axis), payload_bytes(payload, copies(x))
-        if isinstance(request, AllGather):
-            payload = encode(codec, x)
-            answer = stacked_gather(decode(codec, payload, x.dtype), request.dim, size, axis)
-            return answer, payload_bytes(payload, copies(x)) * size
+            contribution, size_bytes = coder.contribution(x, members)
+            total = stacked_sum(contribution, axis) if contribution.shape[axis] > 1 else contribution * size
+            return self._reduced(request, total.to(x.dtype), coder, axis), size_bytes
         if isinstance(request, AllToAll):
-            # a codec treats each destination's chunk by itself: chunks become one more stacked axis
-            chunks = x.unflatten(request.split_dim, (size, chunk_length(x, request.split_dim, size)))
-            chunks = chunks.movedim(request.split_dim - 1, 0)
-            payload = encode(codec, chunks)
-            arrived = decode(codec, payload, x.dtype).movedim(0, request.split_dim - 1)
+            cut = coder.slices(x, 2)
+            payload = coder.encode(cut, members, slices=1)
+            arrived = coder.decode(payload, cut.shape[3:], x.dtype, members).movedim(2, request.split_dim - 1)
             arrived = arrived.flatten(request.split_dim - 1, request.split_dim)
             answer = stacked_all_to_all(arrived, request.split_dim, request.concat_dim, size, axis)
-            return answer, payload_bytes(payload, copies(x))
-        payload = encode(codec, x)
-        decoded = decode(codec, payload, x.dtype)
-        root = request.root if x.shape[axis] > 1 else 0
-        return decoded.narrow(axis, root, 1), payload_bytes(payload, copies(x))
+            return answer, payload_bytes(payload, copies(payload[0]))
+        payload = coder.encode(x, members)
+        decoded = coder.decode(payload, x.shape[2:], x.dtype, members)
+        one = payload_bytes(payload, copies(payload[0]))
+        if isinstance(request, AllGather):
+            return stacked_gather(decoded, request.dim, size, axis), one * size
+        return decoded.narrow(axis, request.root if decoded.shape[axis] > 1 else 0, 1), one
 
-    def _reduced(self, request: Reduce | ReduceScatter, total: Tensor, codec: Codec | None, axis: int) -> Tensor:
+    def _reduced(self, request: Reduce | ReduceScatter, total: Tensor, coder: Coder, axis: int) -> Tensor:
         if request.mean:
             total = total / request.axis.size
         if isinstance(request, ReduceScatter):
             return stacked_chunks(total, request.dim, request.axis.size, axis)
-        return round_trip(codec, total)
+        return coder.total(total, lead=2)
 
-    def _over_workers(self, request: Collective, codec: Codec | None) -> tuple[Tensor, int]:
+    def _over_workers(self, request: Collective, coder: Coder) -> tuple[Tensor, int]:
         """Collectives over all workers: the two leading axes are treated as one."""
         x = request.tensor
         if isinstance(x, Deferred):
-            if isinstance(request, Reduce):
-                summed, size = x.summed("workers", codec)
-                return self._reduced(request, summed, codec, 1), size
+            if isinstance(request, Reduce) and coder.sums_in_chunks:
+                summed, size = x.summed("workers", coder.codec)
+                return self._reduced(request, summed, coder, 1), size
             x = x.realize()
         flat = x.expand(self.mesh.replicas, self.mesh.shards, *x.shape[2:]).flatten(0, 1).unsqueeze(0)
-        inner = type(request)(**{**vars(request), "tensor": flat, "axis": _as_shards(request.axis)})
-        answer, size = self.collective(inner, codec)
+        inner = replace(request, tensor=flat)
+        answer, size = self._along(LEAD["shards"], inner, replace(coder, request=inner))
         if answer.shape[1] > 1:
             answer = answer.unflatten(1, (self.mesh.replicas, self.mesh.shards)).squeeze(0)
         return answer, size
-
-
-def _as_shards(axis: Axis) -> Axis:
-    return Axis("shards", axis.size, None, axis.take, axis.label)
 
 
 def copies(x: Tensor) -> int:

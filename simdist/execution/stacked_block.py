@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdist.communication.codecs import Codec
 from simdist.communication.semantics import stacked_chunks
-from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, WaveOps
+from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOps
 from simdist.errors import InputError
+from simdist.execution.coding import Coder
 from simdist.execution.collectives import Groups, Part
 from simdist.execution.deferred import Deferred, DeferredGradients
 from simdist.execution.exchange import Exchange
-from simdist.execution.lockstep import Resolver, swap_parts
+from simdist.execution.lockstep import Resolver, in_phases, swap_parts
 from simdist.execution.stacked import LEAD, StackedOps, StackedResolver, refuse_share
-from simdist.execution.wiring import COLLECTIVES, Wiring, describe, describe_local
+from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local
 from simdist.program import Axis, Mesh, MeshShape, Worker
 from simdist.program.requests import AllGather, Broadcast, Collective, Reduce, ReduceScatter, Wave
 from simdist.program.worker import Loss, Params
@@ -67,53 +67,51 @@ class StackedBlockResolver(Resolver):
         self.inside = StackedResolver(self.shape, wiring)
         self.groups = Groups(mesh, self.local, exchange.blocks, exchange.me)
 
-    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], WaveOps]:
+    def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], StepOps]:
         (wave,) = waves
         found: list[Any] = []
-        ops: list[CollectiveOp | ComputeOp | SleepOp] = []
+        ops: list[Sequence[CollectiveOp | ComputeOp | SleepOp]] = []
         for request in wave:
             if not isinstance(request, COLLECTIVES):
-                ops.append(describe_local(request))
+                ops.append((describe_local(request),))
                 found.append(None)
                 continue
-            codec = self.wiring.codec(request.label)
+            coder = self.wiring.coder(request, self.step)
             if request.axis.size == self.shape.size(request.axis.name):
-                answer, size = self.inside.collective(request, codec)
-                op = describe(request, codec, size)
+                answer, size = self.inside.collective(request, coder)
+                ops.append(coder.ops(size))
                 found.append(answer)
             else:
-                crossing = self._leave(request, codec)
-                op = crossing.part.op
+                crossing = self._leave(request, coder)
+                ops.append(crossing.part.ops)
                 found.append(crossing)
-            if op is not None:
-                ops.append(op)
         arrived = swap_parts(self.exchange, [answer.part for answer in found if isinstance(answer, _Crossing)])
         answers = [self._return(a, arrived) if isinstance(a, _Crossing) else a for a in found]
-        return [tuple(answers)], tuple(ops)
+        return [tuple(answers)], in_phases(ops)
 
-    def _leave(self, request: Collective, codec: Codec | None) -> _Crossing:
+    def _leave(self, request: Collective, coder: Coder) -> _Crossing:
         x = request.tensor
         if isinstance(x, Deferred):
-            if isinstance(request, (Reduce, ReduceScatter)):
-                return self._leave_summed(request, x, codec)
+            if isinstance(request, (Reduce, ReduceScatter)) and coder.sums_in_chunks:
+                return self._leave_summed(request, x, coder)
             x = x.realize()
         requests = [replace(request, tensor=self._mine(x, i)) for i in range(len(self.local))]
-        return _Crossing(self.groups.part(requests, codec), request, (x.shape[0], x.shape[1]))
+        return _Crossing(self.groups.part(requests, coder), request, (x.shape[0], x.shape[1]))
 
-    def _leave_summed(self, request: Reduce | ReduceScatter, x: Deferred, codec: Codec | None) -> _Crossing:
+    def _leave_summed(self, request: Reduce | ReduceScatter, x: Deferred, coder: Coder) -> _Crossing:
         """Hand in the sum over the local members of each group as the first one's contribution, zeros as the others'.
 
         Each worker's value has already been through the codec where that loses anything.
         """
-        total, size = x.summed(request.axis.name, codec)
+        total, size = x.summed(request.axis.name, coder.codec)
         r, f = total.shape[:2]
         nothing = torch.zeros_like(total[0, 0])
         requests = []
         for i in range(len(self.local)):
             row, column = divmod(i, self.shape.shards)
             requests.append(replace(request, tensor=total[row, column] if row < r and column < f else nothing))
-        part = self.groups.part(requests, None)
-        part.codec = codec
+        part = self.groups.part(requests, replace(coder, codec=None))
+        part.coder = coder
         part.book(size)
         return _Crossing(part, request, (self.shape.replicas, self.shape.shards))
 

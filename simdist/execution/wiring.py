@@ -1,4 +1,4 @@
-"""Which codec encodes which kind of payload in a run, and the descriptor of what was encoded."""
+"""Which codec encodes which kind of payload in a run, and descriptors of what is not encoded."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from simdist.communication.codecs import Codec, codec_named, payload_bytes
+from simdist.codecs import Codec, Packed, codec_named
 from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, WaveOps
 from simdist.errors import ProgramError
+from simdist.execution.coding import OPS, Coder
 from simdist.program.mesh import Label
 from simdist.program.requests import (
     AllGather,
@@ -28,13 +26,7 @@ from simdist.program.requests import (
 
 COLLECTIVES = (Reduce, AllGather, ReduceScatter, AllToAll, Broadcast)
 
-_OPS: dict[type, str] = {
-    Reduce: "all_reduce",
-    AllGather: "all_gather",
-    ReduceScatter: "reduce_scatter",
-    AllToAll: "all_to_all",
-    Broadcast: "broadcast",
-}
+_PACKED = Packed()
 
 
 @dataclass(frozen=True)
@@ -42,11 +34,16 @@ class Wiring:
     """The codecs of a run by kind of payload (``params``, ``grads``, ``factors``, ``statistics``)."""
 
     names: Mapping[str, str]
+    seed: int = 0
 
     @classmethod
-    def from_names(cls, names: Mapping[str, str]) -> Wiring:
-        """Return the wiring of ``wire.*``: kinds of payload to names or import paths of codecs."""
-        return cls(dict(names))
+    def from_names(cls, names: Mapping[str, str], seed: int = 0) -> Wiring:
+        """Return the wiring of ``wire.*``: kinds of payload to names or import paths of codecs.
+
+        Args:
+            seed: of codecs that round at random.
+        """
+        return cls(dict(names), seed)
 
     @cached_property
     def codecs(self) -> Mapping[str, Codec]:
@@ -54,42 +51,24 @@ class Wiring:
         return {kind: codec_named(name) for kind, name in self.names.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"names": dict(self.names)}
+        return {"names": dict(self.names), "seed": self.seed}
 
     def codec(self, label: Label) -> Codec | None:
         """Return the codec for a transfer; None for measurements, which travel as they are."""
-        return None if label.free else self.codecs[label.wire]
+        if label.free:
+            return None
+        return _PACKED if label.wire == "packed" else self.codecs[label.wire]
 
-
-def encode(codec: Codec | None, x: Tensor) -> tuple[Tensor, ...]:
-    """Return what travels for ``x``; without a codec (a measurement) the tensor itself."""
-    return (x,) if codec is None else codec.encode(x)
-
-
-def decode(codec: Codec | None, payload: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    """Return what the receiver of a payload gets: the inverse of :func:`encode`, up to the wire's precision."""
-    return payload[0] if codec is None else codec.decode(payload, dtype)
-
-
-def round_trip(codec: Codec | None, x: Tensor) -> Tensor:
-    """Return what becomes of ``x`` on its way."""
-    return x if codec is None else codec.round_trip(x)
-
-
-def describe(request: Collective, codec: Codec | None, size: int) -> CollectiveOp | None:
-    """Return the ledger's view of a collective whose full message is ``size`` bytes; None for measurements."""
-    if codec is None:
-        return None
-    root = request.root if isinstance(request, Broadcast) else 0
-    label = request.label
-    return CollectiveOp(_OPS[type(request)], request.axis.name, label.purpose, label.tensor, codec.name, size, root)
+    def coder(self, request: Collective, step: int) -> Coder:
+        """Return what encodes and decodes the tensors of a request in a step."""
+        return Coder(self.codec(request.label), request, self.seed, step)
 
 
 def describe_free(request: Collective) -> CollectiveOp:
     """Return the descriptor of a measurement: it makes workers meet, but has no bytes and takes no time."""
     root = request.root if isinstance(request, Broadcast) else 0
     label = request.label
-    return CollectiveOp(_OPS[type(request)], request.axis.name, label.purpose, label.tensor, "none", 0, root)
+    return CollectiveOp(OPS[type(request)], request.axis.name, label.purpose, label.tensor, "none", 0, root)
 
 
 def describe_local(request: Request) -> ComputeOp | SleepOp:
@@ -109,20 +88,8 @@ def words(request: Request) -> str:
     if isinstance(request, COLLECTIVES):
         shape = tuple(getattr(request.tensor, "shape", ()))
         name = request.label.tensor or "unnamed"
-        return f"{_OPS[type(request)]} of {name!r} {shape} on axis {request.axis.name!r} ({request.label.purpose})"
+        return f"{OPS[type(request)]} of {name!r} {shape} on axis {request.axis.name!r} ({request.label.purpose})"
     return type(request).__name__.lower()
 
 
-__all__ = [
-    "COLLECTIVES",
-    "WaveOps",
-    "Wiring",
-    "decode",
-    "describe",
-    "describe_free",
-    "describe_local",
-    "encode",
-    "payload_bytes",
-    "round_trip",
-    "words",
-]
+__all__ = ["COLLECTIVES", "WaveOps", "Wiring", "describe_free", "describe_local", "words"]

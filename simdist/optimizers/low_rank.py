@@ -28,21 +28,22 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator, model_validator
 from torch import Tensor
 
 from simdist.errors import InputError
-from simdist.linalg.orthonormalize import orthonormalize
 from simdist.optimizers.diagnostics import observe_low_rank
-from simdist.optimizers.right_factor import RIGHT_FACTORS, RightFactorName, Setting, qr_flops
+from simdist.optimizers.left_factor import LeftFactorName, left_factor_flops, make_left_factor
+from simdist.optimizers.right_factor import RIGHT_FACTORS, Factor, Oracle, RightFactorSettings, Setting
 from simdist.optimizers.rule import MeshShape, Stack
+from simdist.optimizers.sharded_qr import Place
 from simdist.optimizers.spectral import Spectral, update_scale
 from simdist.program import Worker
 from simdist.program.random import normal
-from simdist.settings import Fraction, PositiveInt
+from simdist.settings import Fraction, NaturalInt, PositiveInt
 
 
 def _above_zero(value: float) -> float:
@@ -52,19 +53,46 @@ def _above_zero(value: float) -> float:
 
 
 class LowRankState(NamedTuple):
-    """``buffer``: error feedback, this worker's rows [c, rows, n]; ``basis``: V, this worker's rows [c, rows, r]."""
+    """``buffer``: error feedback, this worker's rows [c, rows, n]; ``basis``: V, this worker's rows [c, rows, r].
+
+    ``step`` counts the steps that were taken (a scalar, float64). A subclass with more to remember makes a NamedTuple
+    with these three fields and its own; :class:`LowRank` changes only these, by ``_replace``.
+    """
 
     buffer: Tensor
     basis: Tensor
+    step: Tensor
 
 
 class Plan(NamedTuple):
-    """How one rule's step differs: right factor, passes, and ``buffer <- keep M - clear W U^T``."""
+    """How one rule's step differs: its right factor, and ``buffer <- keep M - clear W U^T``."""
 
-    right_factor: RightFactorName
-    gram_passes: int
+    right: RightFactorSettings
     keep: float
     clear: float
+
+
+class Seen(NamedTuple):
+    """What a step computed, for the hooks :meth:`LowRank.feed_back` and :meth:`LowRank.adapt`; this worker's rows.
+
+    Attributes:
+        grad: G, ``[..., c, rows, n]``.
+        gathered: M = G + buffer of before the step, same shape. With compressed replicas each has its own.
+        u: U, whole on every worker, ``[..., c, n, r]``.
+        w: W = M U, averaged over compressed replicas, ``[..., c, rows, r]``.
+        vbar: the right factor of the update, like ``w``; zero columns where there is nothing to go by.
+        captured: W U^T, ``[..., c, rows, n]``.
+        squares: squared column norms of W summed over shards, ``[..., c, 1, r]``, where the right factor has them
+            anyway, hence equal on all workers; None where they would have to be asked for.
+    """
+
+    grad: Tensor
+    gathered: Tensor
+    u: Tensor
+    w: Tensor
+    vbar: Tensor
+    captured: Tensor
+    squares: Tensor | None
 
 
 class LowRank(Spectral):
@@ -72,11 +100,29 @@ class LowRank(Spectral):
 
     A fraction is rounded up to a multiple of ``rank_multiple`` and cut to the matrix; a ``rank`` larger than the
     shorter side of any hidden matrix is refused.
+
+    - ``left_factor``: how U is made of P; ``householder``, or as microsoft/dion does: ``rcqr`` (randomised Cholesky-QR),
+      ``cqr`` (the same for ``cqr_warmup`` steps, then Cholesky-QR alone). The products U Vbar^T are the same.
+    - ``state_dtype``: ``bfloat16`` stores buffer and basis in that format; arithmetic stays the run's.
+    - ``average_buffers_every``: compressed replicas average their buffers after every so many steps (part ``buffer``,
+      ``2 ring(R) m n / F`` factor numbers); 0 is never, as published. Replicas that are not compressed have equal ones.
+    - ``cleared``: which W U^T compressed replicas take out of their buffers: that of the ``average`` W, as published,
+      whose mean is exact but lets each buffer wander off; or their ``own``, with the same mean and bounded deviations.
+
+    Subclasses say what they are by :meth:`plan` and :meth:`start`. A rule whose rank changes overrides
+    :meth:`feed_back` (what stays in the buffer) or :meth:`adapt` (the state after the step): the rank of a step is
+    that of ``state.basis``, so that a basis with other columns is all it takes. Where the matrices of a stack differ
+    in rank, trailing columns of a basis that are zero stay zero in U, W and Vbar, and their bytes are real.
     """
 
     rank: PositiveInt | None = None
     rank_fraction: Annotated[Fraction, AfterValidator(_above_zero)] | None = None
     rank_multiple: PositiveInt = 1
+    left_factor: LeftFactorName = "householder"
+    cqr_warmup: NaturalInt = 150
+    state_dtype: Literal["same", "bfloat16"] = "same"
+    average_buffers_every: NaturalInt = 0
+    cleared: Literal["average", "own"] = "average"
 
     @model_validator(mode="after")
     def _one_rank(self) -> LowRank:
@@ -118,9 +164,10 @@ class LowRank(Spectral):
         """Factors travel instead of the gradient where they are smaller, strictly (as microsoft/dion decides)."""
         m, n = shape
         smaller = (m + n) * self.low_rank(shape) < m * n
-        return mesh.replicas > 1 and smaller and (self.rank_fraction is None or self.rank_fraction < 1)
+        by_factors = not isinstance(RIGHT_FACTORS[self.plan().right.right_factor], Oracle)
+        return mesh.replicas > 1 and smaller and by_factors and (self.rank_fraction is None or self.rank_fraction < 1)
 
-    def init(self, stack: Stack, x: Tensor, worker: Worker) -> LowRankState:
+    def init(self, stack: Stack, x: Tensor, worker: Worker) -> Any:
         m = stack.shape[0]
         low_rank = self.low_rank(stack.shape)
         whole = x.new_zeros((stack.count, stack.mesh.shards * stack.rows, low_rank))
@@ -128,38 +175,90 @@ class LowRank(Spectral):
             whole[i, :m] = self.start(normal((m, low_rank), worker.seed, f"V/{name}")).to(whole)
         # as many leading worker axes as x has, each of size one: all workers start from the same V
         whole = whole.reshape((1,) * (x.ndim - 3) + whole.shape)
-        return LowRankState(torch.zeros_like(x), worker.mesh.shards.share(whole, dim=-2))
+        step = torch.zeros((), dtype=torch.float64)
+        dtype = torch.bfloat16 if self.state_dtype == "bfloat16" else x.dtype
+        basis = worker.mesh.shards.share(whole, dim=-2)
+        return LowRankState(torch.zeros_like(x, dtype=dtype), basis.to(dtype), step)
+
+    async def feed_back(self, stack: Stack, worker: Worker, seen: Seen, state: Any) -> Any:
+        """Return the state with the buffer of after the step: ``keep M - clear W U^T`` of :meth:`plan`.
+
+        ``state`` is that of before the step. Called before parameters move; may communicate.
+        """
+        plan = self.plan()
+        return state._replace(buffer=plan.keep * seen.gathered - plan.clear * seen.captured)
+
+    async def adapt(self, stack: Stack, worker: Worker, seen: Seen, state: Any) -> Any:
+        """Return the state that the next step starts from; here ``state`` itself, which has the new buffer and basis.
+
+        Called once, at the end of a step. A basis with another number of columns changes the rank of the next step;
+        all workers must give it the same number.
+        """
+        return state
+
+    def update_size(self, stack: Stack, state: Any) -> float | Tensor:
+        """Return the factor on the learning rate, a number or ``[..., c, 1, 1]``; ``state`` is that of the step."""
+        m, n = stack.shape
+        return update_scale(self.scale, m, n, state.basis.shape[-1])
+
+    def noted(self, stack: Stack, state: Any) -> dict[str, Tensor]:
+        """Return more columns for the diagnostics, ``[..., c]`` each; ``state`` is that of the step."""
+        return {}
 
     async def update(
         self, stack: Stack, x: Tensor, grad: Tensor, state: Any, lr: float, worker: Worker
-    ) -> tuple[Tensor, LowRankState]:
-        (m, n), low_rank, plan = stack.shape, self.low_rank(stack.shape), self.plan()
-        replicas, shards = worker.mesh.replicas, worker.mesh.shards
-        compressed = self.syncs_replicas(stack.shape, stack.mesh)
-        product = 2.0 * stack.count * stack.rows * n * low_rank  # operations of one product with M or with factors
+    ) -> tuple[Tensor, Any]:
+        # operations of one product with M or with factors
+        product = 2.0 * stack.count * stack.rows * stack.shape[1] * state.basis.shape[-1]
 
+        stored = state.buffer.dtype, state.basis.dtype
+        state = state._replace(buffer=state.buffer.to(x.dtype), basis=state.basis.to(x.dtype))
         gathered = grad + state.buffer
+        u, w, factor = await self._factors(stack, gathered, state, product, worker)
+        # the products of error feedback and of the update
+        await worker.compute(2 * product, "update")
+
+        captured = (w if self.cleared == "average" else gathered @ u) @ u.mT
+        seen = Seen(grad, gathered, u, w, factor.update, captured, factor.squares)
+        size = lr * self.update_size(stack, state)
+        new = self.decayed(stack, x, lr) - size * (factor.update @ u.mT)
+        more = self.noted(stack, state)
+        state = await self.feed_back(stack, worker, seen, state)
+        if self._averages_now(stack, int(state.step) + 1):
+            state = state._replace(buffer=await worker.mesh.replicas.mean(state.buffer, part="buffer"))
+        if worker.measures:
+            await observe_low_rank(stack, worker, seen, state.buffer, more)
+        state = await self.adapt(stack, worker, seen, state._replace(basis=factor.basis, step=state.step + 1))
+        return new, state._replace(buffer=state.buffer.to(stored[0]), basis=state.basis.to(stored[1]))
+
+    def _averages_now(self, stack: Stack, step: int) -> bool:
+        every = self.average_buffers_every
+        return every > 0 and step % every == 0 and self.syncs_replicas(stack.shape, stack.mesh)
+
+    async def _factors(
+        self, stack: Stack, gathered: Tensor, state: Any, product: float, worker: Worker
+    ) -> tuple[Tensor, Tensor, Factor]:
+        """Return U, W = M U (averaged over compressed replicas), and the right factor."""
+        (m, n), low_rank, choice = stack.shape, state.basis.shape[-1], self.plan().right
+        compressed = self.syncs_replicas(stack.shape, stack.mesh)
+        setting = Setting(choice, Place(m, n, stack.count, worker))
+        right = RIGHT_FACTORS[choice.right_factor]
+        flops = stack.count * right.flops(stack.rows, low_rank, setting)
+        if isinstance(right, Oracle):
+            await worker.compute(flops, "orth")
+            u, factor = await right.apply(gathered, state.basis, setting)
+            await worker.compute(product, "W")
+            return u, gathered @ u, factor
         await worker.compute(product, "P")
-        u = await self._left_factor(stack, gathered.mT @ state.basis, compressed, worker)
+        u = await self._left_factor(stack, gathered.mT @ state.basis, int(state.step), compressed, worker)
         await worker.compute(product, "W")
         w = gathered @ u
         if compressed:
-            w = await replicas.mean(w, part="W")
-        setting = Setting(m, n, shards, plan.gram_passes)
-        right = RIGHT_FACTORS[plan.right_factor]
-        # the right factor, then the products of error feedback and of the update
-        await worker.compute(stack.count * right.flops(stack.rows, low_rank, setting) + 2 * product, "update")
-        factor = await right.apply(w, state.basis, setting)
+            w = await worker.mesh.replicas.mean(w, part="W")
+        await worker.compute(flops, "right factor")
+        return u, w, await right.apply(w, state.basis, setting)
 
-        captured = w @ u.mT
-        buffer = plan.keep * gathered - plan.clear * captured
-        step = lr * update_scale(self.scale, m, n, low_rank)
-        new = self.decayed(stack, x, lr) - step * (factor.update @ u.mT)
-        if worker.measures:
-            await observe_low_rank(stack, worker, grad, gathered, captured, buffer, w, factor.update)
-        return new, LowRankState(buffer, factor.basis)
-
-    async def _left_factor(self, stack: Stack, p: Tensor, compressed: bool, worker: Worker) -> Tensor:
+    async def _left_factor(self, stack: Stack, p: Tensor, step: int, compressed: bool, worker: Worker) -> Tensor:
         """Return U = orth(P) of every matrix; ``p`` is this worker's summand."""
         replicas, shards = worker.mesh.replicas, worker.mesh.shards
         owners = shards if shards.size > 1 else replicas
@@ -172,6 +271,8 @@ class LowRank(Spectral):
             p = await replicas.reduce_scatter(p, dim=-3, mean=True, part="P")
         else:
             p = replicas.share(p, dim=-3)
-        await worker.compute(stack.count // owners.size * qr_flops(stack.shape[1], p.shape[-1]), "orth")
-        u: Tensor = await owners.all_gather(orthonormalize(p), dim=-3, part="P")
+        how, warmup = self.left_factor, self.cqr_warmup
+        flops = left_factor_flops(stack.shape[1], p.shape[-1], how, step, warmup)
+        await worker.compute(stack.count // owners.size * flops, "orth")
+        u: Tensor = await owners.all_gather(make_left_factor(p, how, worker.seed, step, warmup), dim=-3, part="P")
         return u

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from simdist.linalg.orthonormalize import orthonormalize
 from simdist.optimizers.low_rank import LowRank, Plan
-from simdist.optimizers.right_factor import RightFactorName
+from simdist.optimizers.right_factor import RightFactorSettings
 from simdist.optimizers.rule import optimizers
 from simdist.optimizers.spectral import Scale
 from simdist.settings import Fraction
 
 
 @optimizers.register("orth_dion")
-class OrthDion(LowRank):
-    """One warm power step with both factors orthonormal and error feedback; hidden matrices only.
+class OrthDion(RightFactorSettings, LowRank):
+    """One warm power step, both factors orthonormal, error feedback; for hidden matrices (arXiv 2605.16341).
 
     ``error_feedback`` says what of M stays in the buffer, and ``beta`` how much (card 1):
 
@@ -24,21 +24,18 @@ class OrthDion(LowRank):
     - ``"code"`` (EF-C): ``R <- M - beta captured``; 1 clears what was captured, 0 never clears anything. Dion's ``mu``
       is ``beta = 1 - mu``.
 
-    They coincide only at beta 1, the default. ``right_factor``: ``qr_pos``, ``colnorm`` (Dion's), or ``qr_raw`` (signs
-    as Householder leaves them; half of the columns then climb). ``gram_passes``: 2 is CholeskyQR2; 1 halves the Gram
-    bytes and loses orthogonality with the squared condition of W.
+    They coincide only at beta 1, the default. Which convention and value the published language models used, whether
+    their QR fixed its signs, and their scale are unconfirmed. ``right_factor`` and the settings beside it:
+    :class:`simdist.optimizers.right_factor.RightFactorSettings`.
     """
 
-    name: str = "orth_dion"
-    right_factor: RightFactorName = "qr_pos"
-    gram_passes: Literal[1, 2] = 2
+    name: Literal["orth_dion"] = "orth_dion"
     error_feedback: Literal["paper", "code"] = "paper"
     beta: Fraction = 1.0
     scale: Scale = "none"
 
     def plan(self) -> Plan:
-        keep = self.beta if self.error_feedback == "paper" else 1.0
-        return Plan(self.right_factor, self.gram_passes, keep=keep, clear=self.beta)
+        return Plan(self, keep=self.beta if self.error_feedback == "paper" else 1.0, clear=self.beta)
 
     def start(self, gaussian: Tensor) -> Tensor:
         return orthonormalize(gaussian)

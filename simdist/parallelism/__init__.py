@@ -1,5 +1,6 @@
 """Where parameters live and how gradients reach the rule: sharding as FSDP2 does it."""
 
 from simdist.parallelism.layout import Layout, UnitLayout
+from simdist.parallelism.reducing import Compressions, Reduction
 
-__all__ = ["Layout", "UnitLayout"]
+__all__ = ["Compressions", "Layout", "Reduction", "UnitLayout"]

@@ -19,7 +19,8 @@ from torch import Tensor
 from simdist.errors import InputError
 from simdist.optimizers.by_parameter import Assignment, stacks
 from simdist.optimizers.rule import Rule
-from simdist.program import MeshShape, Worker
+from simdist.program import MeshShape, Worker, together
+from simdist.program.requests import Wire
 
 if TYPE_CHECKING:
     from simdist.workloads.workload import ParamSpec, Unit
@@ -29,17 +30,23 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Piece:
-    """One parameter's place in a unit's flat buffer."""
+    """One parameter's place in a unit's flat buffer; ``wire``: a kind of payload of its own, which travels apart."""
 
     name: str
     shape: tuple[int, ...]
     rows: int
     synced: bool
+    wire: Wire | None = None
 
     @property
     def size(self) -> int:
         """Numbers in one worker's (padded) chunk."""
         return self.rows * prod(self.shape[1:])
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """Shape of one worker's (padded) rows."""
+        return (self.rows, *self.shape[1:])
 
     def chunks(self, x: Tensor, shards: int) -> Tensor:
         """Cut a full value ``[..., *shape]`` into padded chunks ``[..., shards, size]``."""
@@ -67,13 +74,15 @@ class UnitLayout:
     """One FSDP unit: what travels together.
 
     Attributes:
-        buffers: the flat gradient buffers of the unit. With shards there is one; without, there is nothing to
+        groups: what is gathered as one flat buffer: all pieces, or vectors apart.
+        buffers: the flat gradient buffers of the unit. With shards there is one per group; without, there is nothing to
             scatter, and parameters that replicas sync in different ways are packed apart.
         regather: whether the unit is gathered again for the backward pass.
     """
 
     name: str
     pieces: tuple[Piece, ...]
+    groups: tuple[tuple[Piece, ...], ...]
     buffers: tuple[tuple[Piece, ...], ...]
     forward_flops: float
     backward_flops: float
@@ -81,15 +90,26 @@ class UnitLayout:
 
 
 class Layout:
-    """The parameters of a model on a mesh: units for the wire, stacks for the rules."""
+    """The parameters of a model on a mesh: units for the wire, stacks for the rules.
+
+    Args:
+        reshard_after_forward: see the scenario's mesh.
+        vectors_apart: biases and norms travel as payloads of kind ``vectors``, beside those of the matrices.
+    """
 
     def __init__(
-        self, units: Sequence[Unit], rule: Rule, mesh: MeshShape, reshard_after_forward: bool | None = None
+        self,
+        units: Sequence[Unit],
+        rule: Rule,
+        mesh: MeshShape,
+        reshard_after_forward: bool | None = None,
+        vectors_apart: bool = False,
     ) -> None:
         for param in (param for unit in units for param in unit.params):
             if not param.shape:
                 raise InputError(f"got the scalar parameter {param.name!r}; expected shape (1,) or more, to be sharded")
         self.mesh = mesh
+        self.vectors_apart = vectors_apart
         self.assignments: tuple[Assignment, ...] = stacks(rule, [p for unit in units for p in unit.params], mesh)
         self._own_sync = {
             name: mesh.replicas > 1 and a.rule.syncs_replicas(a.stack.shape, mesh)
@@ -100,14 +120,16 @@ class Layout:
 
     def _unit(self, unit: Unit, reshard: bool | None) -> UnitLayout:
         pieces = tuple(self._piece(param) for param in unit.params)
-        buffers = [pieces]
+        groups = [tuple(p for p in pieces if p.wire == wire) for wire in (None, "vectors")]
+        buffers = groups
         if self.mesh.shards == 1:
-            buffers = [tuple(p for p in pieces if p.synced == kind) for kind in (True, False)]
+            buffers = [tuple(p for p in group if p.synced == kind) for group in groups for kind in (True, False)]
         # FSDP2's default frees every unit after its forward pass but the root, which backward needs at once
         regather = (not unit.root if reshard is None else reshard) and self.mesh.shards > 1
         return UnitLayout(
             unit.name,
             pieces,
+            tuple(group for group in groups if group),
             tuple(buffer for buffer in buffers if buffer),
             unit.forward_flops,
             unit.backward_flops,
@@ -116,7 +138,8 @@ class Layout:
 
     def _piece(self, param: ParamSpec) -> Piece:
         rows = -(-param.shape[0] // self.mesh.shards)
-        return Piece(param.name, tuple(param.shape), rows, not self._own_sync[param.name])
+        wire: Wire | None = "vectors" if self.vectors_apart and len(param.shape) == 1 else None
+        return Piece(param.name, tuple(param.shape), rows, not self._own_sync[param.name], wire)
 
     def shard(self, full: Values, worker: Worker) -> list[Tensor]:
         """Return this worker's rows of every stack, ``[..., count, rows, ...]``, from full values."""
@@ -148,10 +171,14 @@ class Layout:
 
     async def gather(self, unit: UnitLayout, local: Values, worker: Worker) -> Values:
         """All-gather one unit: full values of its parameters from every shard's chunks."""
-        flat = torch.cat([local[p.name].flatten(-len(p.shape)) for p in unit.pieces], -1)
-        whole = await worker.mesh.shards.all_gather(flat, -1)
-        chunks = whole.unflatten(-1, (self.mesh.shards, -1)).split([p.size for p in unit.pieces], -1)
-        return {p.name: p.whole(x) for p, x in zip(unit.pieces, chunks, strict=True)}
+        found = await together(*(self._gather(group, local, worker) for group in unit.groups))
+        return {name: x for group in found for name, x in group.items()}
+
+    async def _gather(self, group: tuple[Piece, ...], local: Values, worker: Worker) -> Values:
+        flat = torch.cat([local[p.name].flatten(-len(p.shape)) for p in group], -1)
+        whole = await worker.mesh.shards.all_gather(flat, -1, wire=group[0].wire)
+        chunks = whole.unflatten(-1, (self.mesh.shards, -1)).split([p.size for p in group], -1)
+        return {p.name: p.whole(x) for p, x in zip(group, chunks, strict=True)}
 
     def pack(self, buffer: tuple[Piece, ...], gradients: Values) -> Tensor:
         """Lay full gradients out as one flat buffer, chunk by chunk of the member that it is for."""
@@ -160,14 +187,26 @@ class Layout:
 
     async def reduce(self, buffer: tuple[Piece, ...], packed: Any, worker: Worker) -> Values:
         """Reduce-scatter one buffer over shards, then average over replicas what no rule syncs by itself."""
-        mesh = worker.mesh
-        flat = await mesh.shards.reduce_scatter(packed, -1, mean=True)
-        kinds = {piece.synced for piece in buffer}
-        if kinds == {True}:
-            flat = await mesh.replicas.mean(flat)
-        chunks = dict(zip(buffer, worker.ops.realize(flat).split([p.size for p in buffer], -1), strict=True))
-        if len(kinds) == 2:
-            synced = [p for p in buffer if p.synced]
-            mean = await mesh.replicas.mean(torch.cat([chunks[p] for p in synced], -1))
-            chunks |= dict(zip(synced, mean.split([p.size for p in synced], -1), strict=True))
-        return {p.name: p.local(x) for p, x in chunks.items()}
+        if all(piece.synced for piece in buffer):
+            wire = buffer[0].wire
+            flat = await worker.mesh.shards.reduce_scatter(packed, -1, mean=True, wire=wire)
+            return self._cut(buffer, worker.ops.realize(await worker.mesh.replicas.mean(flat, wire=wire)))
+        values = await self.scatter(buffer, packed, worker)
+        return values | await self.average(tuple(p for p in buffer if p.synced), values, worker)
+
+    async def scatter(self, buffer: tuple[Piece, ...], packed: Any, worker: Worker) -> Values:
+        """Reduce-scatter one buffer over shards: the mean of this worker's rows, not averaged over replicas yet."""
+        flat = await worker.mesh.shards.reduce_scatter(packed, -1, mean=True, wire=buffer[0].wire)
+        return self._cut(buffer, worker.ops.realize(flat))
+
+    async def average(self, pieces: tuple[Piece, ...], values: Values, worker: Worker) -> Values:
+        """Average some parameters' rows over replicas, as one flat buffer."""
+        if not pieces or self.mesh.replicas == 1:
+            return {}
+        flat = torch.cat([values[p.name].flatten(-len(p.shape)) for p in pieces], -1)
+        return self._cut(pieces, await worker.mesh.replicas.mean(flat, wire=pieces[0].wire))
+
+    @staticmethod
+    def _cut(pieces: tuple[Piece, ...], flat: Tensor) -> Values:
+        chunks = flat.split([p.size for p in pieces], -1)
+        return {p.name: p.local(x) for p, x in zip(pieces, chunks, strict=True)}

@@ -26,13 +26,15 @@ DIAGNOSTIC = "diagnostic"
 class Label:
     """What a transfer is for: the ledger's ``purpose`` and ``tensor`` columns, and which codec it uses.
 
-    ``wire`` names the kind of payload (``params``, ``grads``, ``factors``, ``statistics``); the scenario's
-    ``wire.*`` keys say which codec encodes that kind.
+    ``wire`` names the kind of payload (``params``, ``grads``, ``factors``, ...); the scenario's
+    ``wire.*`` keys say which codec encodes that kind. Payloads that a program encodes by itself are of kind ``packed``,
+    with ``encoding`` saying how, for the ledger's ``codec`` column.
     """
 
     purpose: str = "optimizer"
     tensor: str = ""
     wire: Wire = "factors"
+    encoding: str = ""
 
     @property
     def free(self) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from simdist.program.mesh import Axis, Label
 
-Wire: TypeAlias = Literal["params", "grads", "factors", "statistics"]
+#: kinds of payload; ``packed``: bytes that the program encoded by itself, which travel as they are
+Wire: TypeAlias = Literal["params", "grads", "factors", "statistics", "vectors", "packed"]
 
 
 @dataclass(frozen=True, eq=False)

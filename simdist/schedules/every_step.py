@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from simdist.parallelism.reducing import Memories
 from simdist.program import Worker, together
 from simdist.program.program import LockstepProgram, Report
 from simdist.schedules.job import Job
@@ -14,10 +15,11 @@ from simdist.schedules.schedule import Schedule, schedules
 
 
 class WorkerState(NamedTuple):
-    """This worker's rows of every stack of parameters, and its rules' states."""
+    """This worker's rows of every stack of parameters, its rules' states, and its compressions' memories."""
 
     params: list[Tensor]
     rules: list[Any]
+    memories: Memories
 
 
 @schedules.register("every_step")
@@ -26,6 +28,7 @@ class EveryStep(Schedule):
 
     name: str = "every_step"
     lockstep: ClassVar[bool] = True
+    compresses: ClassVar[bool] = True
 
     def program(self, job: Job) -> EveryStepProgram:
         return EveryStepProgram(job)
@@ -37,11 +40,12 @@ class EveryStepProgram(LockstepProgram):
     def __init__(self, job: Job) -> None:
         self.job = job
         self.layout = job.layout()
+        self.reduction = job.reduction(self.layout)
 
     async def start(self, worker: Worker) -> WorkerState:
         params = self.layout.shard(self.job.task.initial(), worker)
         rules = [a.rule.init(a.stack, x, worker) for a, x in zip(self.layout.assignments, params, strict=True)]
-        return WorkerState(params, rules)
+        return WorkerState(params, rules, self.reduction.init(worker, self.layout.unstack(params)))
 
     async def step(self, worker: Worker, state: WorkerState, step: int) -> tuple[WorkerState, Report]:
         job, layout = self.job, self.layout
@@ -60,6 +64,7 @@ class EveryStepProgram(LockstepProgram):
         loss = gradients.loss()
 
         reduced: dict[str, Tensor] = {}
+        memories: Memories = {}
         for unit in reversed(layout.units):
             if unit.regather:
                 # the same bits as in forward, which the gradients above already used; here it costs its bytes
@@ -67,7 +72,9 @@ class EveryStepProgram(LockstepProgram):
             await worker.compute(unit.backward_flops, "backward")
             for buffer in unit.buffers:
                 on_wire = worker.labelled("grad_reduce", unit.name, "grads")
-                reduced |= await layout.reduce(buffer, packed.pop(buffer), on_wire)
+                values, kept = await self.reduction.reduce(buffer, packed.pop(buffer), state.memories, on_wire, step)
+                reduced |= values
+                memories |= kept
 
         measuring = worker.measuring(job.measures(step))
         updates = [
@@ -77,7 +84,9 @@ class EveryStepProgram(LockstepProgram):
             )
         ]
         results = await together(*updates)
-        state = WorkerState([x for x, _ in results], [rule for _, rule in results])
+        state = WorkerState([x for x, _ in results], [rule for _, rule in results], memories)
+        if measuring.measures:
+            await self.reduction.audit(memories, measuring)
         report: Report = {
             "train_loss": worker.ops.realize(await worker.mesh.measuring().workers.mean(loss)),
             "val_loss": await self.validate(worker, state) if job.evaluates(step) else None,

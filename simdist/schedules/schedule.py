@@ -22,6 +22,9 @@ class Schedule(Settings, ABC):
     #: such runs may be stacked, and re-timed without training
     lockstep: ClassVar[bool] = True
 
+    #: True when gradients are averaged over the axes of the mesh, where they may be compressed
+    compresses: ClassVar[bool] = False
+
     @abstractmethod
     def program(self, job: Job) -> LockstepProgram | IrregularProgram:
         """Return the worker program: a LockstepProgram if ``lockstep``, else an IrregularProgram.

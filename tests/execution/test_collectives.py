@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from simdist.communication.codecs import codecs
+from simdist.codecs import codec_named, codecs
 from simdist.communication.trace import CollectiveOp, WaveOps
 from simdist.errors import ProgramError
 from simdist.execution.exchange import Alone, Exchange
@@ -186,7 +186,7 @@ def test_replica_groups_keep_their_order_between_blocks() -> None:
 
 def expected_of(name: str, mesh: MeshShape, axis: str, worker: int, codec: str) -> Tensor:
     """What a member receives, written down member by member."""
-    wire = codecs.get(codec).round_trip
+    wire = codec_named(codec).round_trip
     group = list(mesh.group(axis, worker))
     place, size = group.index(worker), len(group)
     values = [wire(own(member, *SHAPE)) for member in group]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.communication.codecs import codecs
+from simdist.codecs import codec_named
 from simdist.execution import deferred
 from simdist.execution.deferred import DeferredGradients
 from simdist.execution.engine import LocalEngine
@@ -19,6 +19,7 @@ from simdist.execution.wiring import Wiring
 from simdist.program import MeshShape, Worker
 from simdist.program.program import LockstepProgram
 
+CASTS = ["fp32", "bf16", "fp16", "fp64"]
 MESHES = [MeshShape(1, 4), MeshShape(4, 1), MeshShape(2, 3), MeshShape(1, 1)]
 #: float64; joined batches, vmap and loops add in different orders
 TOLERANCE = 1e-12
@@ -87,7 +88,7 @@ def test_sums_are_those_of_the_workers_own_gradients(mesh: MeshShape, held: str,
     params = parameters(mesh, held)
     gradients, losses = separately(mesh, params)
     for axis in AXES:
-        for codec in (None, *(codecs.get(name) for name in codecs.names())):
+        for codec in (None, *map(codec_named, CASTS)):
             lazy = DeferredGradients(mesh, loss, params, batch, chunk)
             packed, mean = lazy.packed(pack), lazy.loss()
             got, size = packed.summed(axis, codec)
@@ -147,7 +148,7 @@ def test_joined_passes_hold_one_gradient_and_at_most_a_chunk_of_batches(chunk: i
         return pack(gradients)
 
     lazy = DeferredGradients(mesh, counting, parameters(mesh, "alike"), batch, chunk)
-    lazy.packed(counted).summed("replicas", codecs.get("fp64"))
+    lazy.packed(counted).summed("replicas", codec_named("fp64"))
     assert counting.examples == [5 * min(chunk, 8 - first) for first in range(0, 8, chunk)]
     assert live == [1] * len(counting.examples)
 
@@ -162,7 +163,7 @@ def test_lossy_sums_hold_at_most_a_chunk_of_gradients(chunk: int) -> None:
         return pack(gradients)
 
     lazy = DeferredGradients(mesh, loss, parameters(mesh, "alike"), batch, chunk)
-    lazy.packed(counted).summed("replicas", codecs.get("bf16"))
+    lazy.packed(counted).summed("replicas", codec_named("bf16"))
     assert live == [min(chunk, 8 - first) for first in range(0, 8, chunk)]
 
 
@@ -179,7 +180,7 @@ def test_without_a_chunk_the_engine_bounds_them_by_bytes(monkeypatch: pytest.Mon
         return pack(gradients)
 
     lossy = DeferredGradients(mesh, loss, params, batch, None)
-    lossy.packed(counted).summed("replicas", codecs.get("bf16"))
+    lossy.packed(counted).summed("replicas", codec_named("bf16"))
     assert live == [3, 3, 2]
     DeferredGradients(mesh, counting, params, batch, None).packed(pack).summed("replicas", None)
     assert counting.examples == [20, 20]
@@ -196,7 +197,7 @@ def test_one_pass_serves_every_buffer() -> None:
     parts = [lazy.packed(partial(flat, name)) for name in ("w", "v", "idle")]
     mean = lazy.loss()
     for part in parts:
-        part.summed("shards", codecs.get("fp64"))
+        part.summed("shards", codec_named("fp64"))
     mean.summed("workers", None)
     assert len(counting.examples) == mesh.replicas
 

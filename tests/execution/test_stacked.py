@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.communication.codecs import codecs
 from simdist.errors import ProgramError
 from simdist.execution.engine import LocalEngine
 from simdist.execution.stacked import StackedOps, cohort
@@ -17,6 +16,8 @@ from simdist.execution.wiring import Wiring
 from simdist.program import MeshShape, Worker, together
 from simdist.program.program import LockstepProgram
 
+#: and how far a sum in another order may fall on the other side of a rounding of the wire
+CASTS = {"fp64": 0.0, "fp32": 1e-5, "fp16": 0.02, "bf16": 0.15}
 MESHES = [MeshShape(1, 4), MeshShape(4, 1), MeshShape(2, 4), MeshShape(3, 2), MeshShape(2, 3)]
 AXES = ("replicas", "shards", "workers")
 #: sums of replicated values are taken as a product, so the last bits may differ
@@ -98,7 +99,7 @@ def test_each_worker_receives_what_it_does_inline(name: str, axis: str, held: st
     if (name, axis) == ("share", "workers"):
         return  # tests/program/test_mesh.py: refused
     for mesh in MESHES:
-        for codec in codecs.names():
+        for codec in CASTS:
 
             async def ask(worker: Worker, mesh: MeshShape = mesh) -> Any:
                 return await OPS[name](getattr(worker.mesh, axis), values(worker, mesh, held))
@@ -107,9 +108,43 @@ def test_each_worker_receives_what_it_does_inline(name: str, axis: str, held: st
             (got,), stacked_ops = run("stacked", ask, mesh, codec)
             assert stacked_ops == ops
             for mine, theirs in zip(per_worker(got, mesh), expected, strict=True):
-                # a sum in another order may fall on the other side of a rounding of the wire
-                coarse = {"fp64": 0.0, "fp32": 1e-5, "fp16": 0.02, "bf16": 0.15}[codec]
+                coarse = CASTS[codec]
                 torch.testing.assert_close(mine, theirs, rtol=0, atol=max(TOLERANCE, coarse))
+
+
+#: codecs that encode messages rather than numbers, or draw noise
+CODERS = [
+    "bf16(accumulate=wire)",
+    "int8",
+    "int4(bucket=7, rounding=nearest)",
+    "fp8_e4m3",
+    "fp8_e5m2(block=50, rounding=stochastic)",
+    "qsdp",
+    "sign",
+    "natural",
+    "topk(fraction=0.2)",
+    "topk(k=3, chunk=20, index=packed, values=bf16)",
+    "randk(fraction=0.2)",
+    "randk(fraction=0.2, rescale=True, values=bf16)",
+    "sparseloco(k=7, chunk=30)",
+]
+
+
+@pytest.mark.parametrize("codec", CODERS)
+@pytest.mark.parametrize("name", OPS)
+def test_codecs_of_whole_messages_give_what_they_do_inline(name: str, codec: str) -> None:
+    """Noise is keyed by place, so that each worker's message meets its own on both engines."""
+    for mesh, held in ((MeshShape(2, 4), "each its own"), (MeshShape(3, 2), "alike everywhere")):
+        for axis in ("replicas", "shards") if name == "share" else AXES:
+
+            async def ask(worker: Worker, mesh: MeshShape = mesh, axis: str = axis, held: str = held) -> Any:
+                return await OPS[name](getattr(worker.mesh, axis), values(worker, mesh, held))
+
+            expected, ops = run("inline", ask, mesh, codec)
+            (got,), stacked_ops = run("stacked", ask, mesh, codec)
+            assert stacked_ops == ops
+            for mine, theirs in zip(per_worker(got, mesh), expected, strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=0, atol=TOLERANCE)
 
 
 def test_reduced_values_are_held_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from simdist.linalg.leading_pairs import polar
 from simdist.linalg.newton_schulz import COEFFICIENTS, frobenius_norm, newton_schulz
 from simdist.program.random import normal
 
@@ -21,6 +22,8 @@ def test_singular_values_end_near_one_along_the_same_vectors(name: str) -> None:
     assert low < float(core.diagonal().min())
     assert float(core.diagonal().max()) < high
     assert float((core - core.diagonal().diag()).abs().max()) < 1e-8
+    error = torch.linalg.matrix_norm(newton_schulz(x, name) - polar(x), 2)
+    assert float(error) < max(1 - low, high - 1)
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)

@@ -230,6 +230,10 @@ def first_value(parameter: Parameter) -> Tensor:
     return normal(parameter.shape, 3, f"x/{parameter.name}")
 
 
+Before = Callable[[int, Assignment, Tensor, Tensor, Any, Worker], tuple[Tensor, Tensor, Any]]
+"""``before(step, assignment, x, grad, state, worker)``: what the update gets in place of (x, grad, state)."""
+
+
 @dataclass
 class Trained:
     """What one worker (or the cohort) ends with."""
@@ -250,8 +254,12 @@ def train(
     lr: float | None = None,
     dtype: torch.dtype = torch.float64,
     measure: bool = False,
+    before: Before | None = None,
 ) -> Outcome:
-    """Train with base traffic as FSDP, DDP or HSDP does it; results are :class:`Trained`."""
+    """Train with base traffic as FSDP, DDP or HSDP does it; results are :class:`Trained`.
+
+    ``before`` sees, and may replace, what each update is given: to save and restore, or to watch.
+    """
     assignments = stacks(rule, parameters, mesh)
 
     def laid_out(assignment: Assignment, value: Callable[[str], Tensor]) -> Tensor:
@@ -286,6 +294,8 @@ def train(
                     grad = await base.replicas.mean(grad)
                 labelled = worker.labelled("optimizer", stack.title)
                 rate = chosen.lr if lr is None else lr
+                if before is not None:
+                    xs[i], grad, states[i] = before(step, assignment, xs[i], grad, states[i], worker)
                 xs[i], states[i] = await chosen.update(stack, xs[i], grad, states[i], rate, labelled)
         full = {}
         for assignment, x, dim in zip(assignments, xs, rows, strict=True):

@@ -7,10 +7,13 @@ say what happened on the way.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from simdist.optimizers.right_factor import RightFactorSettings
 
 
 @dataclass
@@ -35,7 +38,41 @@ def unit_columns(w: Tensor) -> Tensor:
     return w / (torch.linalg.vector_norm(w, dim=0) + 1e-8)
 
 
-RIGHT = {"qr_pos": householder_positive, "qr_raw": householder_raw, "colnorm": unit_columns}
+def inverse_root(symmetric: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(symmetric)
+    return vectors @ torch.diag(values.rsqrt()) @ vectors.T
+
+
+def polar(w: Tensor) -> Tensor:
+    return w @ inverse_root(w.T @ w)
+
+
+def interpolated(w: Tensor, tau: float) -> Tensor:
+    gram = w.T @ w
+    return w @ inverse_root((1 - tau) * gram.diagonal().diag() + tau * gram)
+
+
+def by_blocks(w: Tensor, block: int, signs: str) -> Tensor:
+    qr = householder_positive if signs == "fixed" else householder_raw
+    return torch.cat([qr(part) for part in w.split(block, dim=1)], dim=1)
+
+
+RIGHT = {"qr_pos": householder_positive, "qr_raw": householder_raw, "colnorm": unit_columns, "polar": polar}
+
+
+def right_factor_of(rule: RightFactorSettings) -> Callable[[Tensor], Tensor]:
+    """The right factor that a rule's settings ask for."""
+    if rule.right_factor == "interp":
+        return lambda w: interpolated(w, rule.tau or 0.0)
+    if rule.right_factor == "block_qr":
+        return lambda w: by_blocks(w, rule.block or 0, rule.signs)
+    return RIGHT[rule.right_factor]
+
+
+def ky_fan_pairs(m: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """The r largest singular pairs: left (rows' side) and right (columns' side) vectors."""
+    u, _, vt = torch.linalg.svd(m, full_matrices=False)
+    return u[:, :r], vt[:r].T
 
 
 def orth_dion(
@@ -48,16 +85,18 @@ def orth_dion(
     scale: float,
     error_feedback: str,
     beta: float,
-    right_factor: str,
+    right_factor: str | Callable[[Tensor], Tensor],
 ) -> Trace:
-    """Card 1 on M^T: U is n x r, V is m x r."""
+    """Card 1 on M^T: U is n x r, V is m x r; with right_factor "exact_svd" both are the largest singular pairs of M."""
     r = torch.zeros_like(x)
     trace = Trace(x)
     for g in grads:
         m = g + r
-        u = torch.linalg.qr(m.T @ v)[0]
-        w = m @ u
-        v = RIGHT[right_factor](w)
+        if right_factor == "exact_svd":
+            v, u = ky_fan_pairs(m, v.shape[1])
+        else:
+            u = torch.linalg.qr(m.T @ v)[0]
+            v = (RIGHT[right_factor] if isinstance(right_factor, str) else right_factor)(m @ u)
         x = (1 - lr * weight_decay) * x - lr * scale * v @ u.T
         r = beta * (m - m @ u @ u.T) if error_feedback == "paper" else m - beta * m @ u @ u.T
         trace.buffers.append(r)

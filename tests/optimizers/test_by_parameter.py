@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from simdist.optimizers import SGD, AdamW, Dion, MeshShape, Muon, OrthDion, Rule, optimizers, stacks
+from simdist.optimizers import (
+    SGD,
+    AdamW,
+    Dion,
+    Dion2,
+    Dion3,
+    Lion,
+    MeshShape,
+    Muon,
+    OrthDion,
+    Rule,
+    Signum,
+    optimizers,
+    stacks,
+)
 from tests.optimizers.harness import DRIVERS, Parameter, random_gradient, train
 
 MODEL = [
@@ -15,7 +29,7 @@ MODEL = [
     Parameter("gain", (8,), "vector"),
     Parameter("bias", (8,), "vector"),
 ]
-SPECTRAL = [Muon(lr=0.1), Dion(lr=0.1, rank=2), OrthDion(lr=0.1, rank=2)]
+SPECTRAL = [Muon(lr=0.1), Dion(lr=0.1, rank=2), OrthDion(lr=0.1, rank=2), Dion2(lr=0.1), Dion3(lr=0.1)]
 
 
 @pytest.mark.parametrize("rule", SPECTRAL, ids=lambda r: r.name)
@@ -69,7 +83,9 @@ def test_registry_holds_every_rule_with_its_own_name_and_a_summary() -> None:
         assert rule.__doc__
 
 
-@pytest.mark.parametrize("rule", [*SPECTRAL, SGD(lr=0.1, momentum=0.5), AdamW(lr=0.1)], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "rule", [*SPECTRAL, SGD(lr=0.1, momentum=0.5), AdamW(lr=0.1), Lion(lr=0.1), Signum(lr=0.1)], ids=lambda r: r.name
+)
 def test_settings_survive_a_round_trip(rule: Rule) -> None:
     assert type(rule).model_validate(rule.model_dump()) == rule
     assert type(rule).model_validate_json(rule.model_dump_json()) == rule

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.optimizers import Dion, MeshShape, Muon, OrthDion, low_rank, muon
+from simdist.optimizers import Dion, MeshShape, Muon, OrthDion, left_factor, muon
 from simdist.optimizers.rule import Rule
 from simdist.program import Worker
 from simdist.program.requests import AllGather, Reduce, ReduceScatter
@@ -135,7 +135,7 @@ class Lone(Coroutines):
 def test_rules_send_the_golden_numbers_of_card_20(monkeypatch: pytest.MonkeyPatch) -> None:
     m, n, r, base, dion, gram, all_to_all, gather, full, low_rank_ = GOLDEN[1]
     # what is sent does not depend on what a kernel answers, and these are slow
-    monkeypatch.setattr(low_rank, "orthonormalize", lambda p: p)
+    monkeypatch.setattr(left_factor, "orthonormalize", lambda p: p)
     monkeypatch.setattr(muon, "newton_schulz", lambda x, *_: x)
     parameters, constant = [Parameter(f"p{i}", (m, n)) for i in range(8)], torch.ones(m, n)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from simdist.communication.trace import CollectiveOp, ComputeOp
 from simdist.execution.engine import LocalEngine
 from simdist.execution.wiring import Wiring
-from simdist.optimizers import SGD, AdamW, Dion, MeshShape, Muon, OrthDion, Rule
+from simdist.optimizers import SGD, AdamW, Dion, Dion2, Dion3, Lion, MeshShape, Muon, OrthDion, Rule, Signum
 from simdist.program import Worker
 from simdist.program.program import LockstepProgram
 from tests.optimizers.harness import (
@@ -45,6 +45,14 @@ RULES: list[Rule] = [
     OrthDion(lr=0.1, rank=2),
     OrthDion(lr=0.1, rank=5),
     OrthDion(lr=0.1, rank=2, right_factor="qr_raw"),
+]
+#: these choose rows or take signs, which a rounding on the wire may turn round: not held to staying close
+CHOOSING: list[Rule] = [
+    Dion2(lr=0.1),
+    Dion2(lr=0.1, scope="global"),
+    Dion3(lr=0.1),
+    Lion(lr=0.1),
+    Signum(lr=0.1, sign_of_zero=1),
 ]
 OPS = {
     "all_reduce": "Reduce",
@@ -99,7 +107,7 @@ def booked(outcome: Outcome) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("name", ["inline", "stacked"])
 @pytest.mark.parametrize("mesh", MESHES[:-1], ids=str)
-@pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.name}")
+@pytest.mark.parametrize("rule", [*RULES, *CHOOSING], ids=lambda r: f"{r.name}")
 def test_engines_do_what_the_harness_does(name: str, mesh: MeshShape, rule: Rule) -> None:
     gradient = random_gradient(PARAMETERS)
     expected = train(Coroutines(), mesh, rule, PARAMETERS, gradient, measure=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simdist.errors import InputError
-from simdist.optimizers import Dion, MeshShape, OrthDion, low_rank, stacks
+from simdist.optimizers import Dion, MeshShape, OrthDion, left_factor, low_rank, stacks
 from simdist.optimizers.low_rank import LowRank
 from simdist.optimizers.rule import Rule
 from simdist.optimizers.spectral import update_scale
@@ -186,13 +186,13 @@ def test_signs_of_the_left_factor_do_not_matter(monkeypatch: pytest.MonkeyPatch,
     parameters, mesh = [Parameter("a", (10, 7)), Parameter("b", (10, 7))], MeshShape(1, 2)
     rule = OrthDion(lr=0.1, rank=4, right_factor=right_factor)
     plain = train(Cohort(), mesh, rule, parameters, random_gradient(parameters)).results[0]
-    original, calls = low_rank.orthonormalize, []
+    original, calls = left_factor.orthonormalize, []
 
     def flipped(p: Tensor) -> Tensor:
         calls.append(1)
         return original(p) * torch.sign(normal((p.shape[-1],), len(calls), "flip"))
 
-    monkeypatch.setattr(low_rank, "orthonormalize", flipped)
+    monkeypatch.setattr(left_factor, "orthonormalize", flipped)
     again = train(Cohort(), mesh, rule, parameters, random_gradient(parameters)).results[0]
     assert len(calls) == 5
     for name in plain.parameters:

@@ -1,0 +1,105 @@
+"""Error feedback (Seide et al. 2014; arXiv 1809.07599, 1901.09847): what a codec left out is sent later (card 11)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator
+from torch import Tensor
+
+from simdist.codecs import Codec, codec_named
+from simdist.compression.compression import Compression, Link, compressions
+from simdist.compression.exchange import average, cut, dealt, gathered, summed, uncut
+from simdist.registry import absolute
+from simdist.settings import Fraction
+
+
+def _known_codec(name: str) -> str:
+    codec_named(name)
+    return absolute(name)
+
+
+CodecName = Annotated[str, AfterValidator(_known_codec)]
+
+
+class Memory(NamedTuple):
+    """What was not sent yet; tensors that are not needed are empty.
+
+    Attributes:
+        error: of this worker's gradient, of its shape.
+        sum_error: of the sums that this worker encoded on their way back, ``[..., slice]``.
+        momentum: running sum of gradients, of the gradient's shape.
+    """
+
+    error: Tensor
+    sum_error: Tensor
+    momentum: Tensor
+
+
+@compressions.register("error_feedback")
+class ErrorFeedback(Compression):
+    """Any codec, with its error added to the next gradient (EF14; EF-sign and EF-top-k by the codec named).
+
+    ``p = G + decay e``; ``c = C(p)`` travels; ``e = p - c``; the mean of all c stands for the gradient. Here the
+    learning rate comes after (the rule's), so errors are not rescaled when it changes.
+
+    Attributes:
+        codec: what travels. Codecs that sum (casts, ``randk``) are all-reduced; ``gather`` codecs (``topk``) are
+            gathered, ``(n - 1) s`` bytes; ``two_shot`` ones (``sign``, ``int8``) go to the slices' owners and back.
+        decay: 1 keeps all that was left out (then sums telescope exactly), less forgets.
+        momentum: of deep gradient compression: ``u = momentum u + G`` is compressed in place of G.
+        way_back: how two-shot sums return: ``compressed``, with an error memory at their owners, as 1-bit Adam does
+            (arXiv 2102.02888), or ``exact``, under the codec ``wire.grads``.
+    """
+
+    name: str = "error_feedback"
+    codec: CodecName = "topk"
+    decay: Fraction = 1.0
+    momentum: Fraction = 0.0
+    way_back: Literal["compressed", "exact"] = "compressed"
+
+    def init(self, link: Link, x: Tensor) -> Memory:
+        flat, codec = link.flat(x), codec_named(self.codec)
+        nothing = flat.narrow(-1, 0, 0)
+        returns = not link.scatter and codec.reduction == "two_shot" and self.way_back == "compressed"
+        return Memory(
+            flat.clone(),
+            cut(flat, link.axis.size).select(-2, 0).clone() if returns else nothing,
+            flat.clone() if self.momentum else nothing,
+        )
+
+    async def mean(self, x: Tensor, state: Any, link: Link) -> tuple[Tensor, Memory]:
+        codec, memory = codec_named(self.codec), state
+        new = link.flat(x)
+        momentum = self.momentum * memory.momentum + new if self.momentum else memory.momentum
+        p = (momentum if self.momentum else new) + self.decay * memory.error
+        # encoding and decoding once each, and the sum with the error
+        await link.worker.compute(4.0 * link.numel, "compress")
+        mean, own, sum_error = await self._exchange(codec, p, memory.sum_error, link)
+        return link.shaped(mean), Memory(p - own, sum_error, momentum)
+
+    async def _exchange(self, codec: Codec, p: Tensor, sum_error: Tensor, link: Link) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean, this worker's own message as the others see it, and the owner's new error."""
+        if codec.reduction == "sum":
+            mean, own = await summed(codec, p, link)
+        elif link.scatter:
+            messages, own = await dealt(codec, p, link)
+            mean = average(messages)
+        elif codec.reduction == "gather":
+            messages, own = await gathered(codec, p, link)
+            mean = average(messages)
+        else:
+            members, length = link.axis.size, p.shape[-1]
+            messages, sent = await dealt(codec, cut(p, members), link)
+            own, slice_mean = uncut(sent, length), average(messages)
+            if self.way_back == "exact":
+                whole = await link.axis.all_gather(slice_mean.unsqueeze(-2), -2, wire="grads")
+            else:
+                slice_mean = slice_mean + sum_error
+                whole, back = await gathered(codec, slice_mean, link, "/sum")
+                sum_error = slice_mean - back
+            mean = uncut(whole, length)
+        return mean, own, sum_error
+
+    def memory(self, state: Any, link: Link) -> dict[str, Tensor]:
+        return {"error": state.error.flatten(-1 - link.scatter)}

@@ -1,0 +1,153 @@
+"""A torch optimizer's update on the worker mesh, on shards or on gathered tensors (see ``torch_optimizer.py``)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from simdist.errors import ProgramError
+from simdist.optimizers.padding import real_rows
+from simdist.optimizers.rule import Stack
+from simdist.optimizers.torch_memory import Memory, over_tensors
+from simdist.optimizers.torch_stepping import Stepped, stepped
+from simdist.program import Worker
+from simdist.program.random import stream
+from simdist.program.state import Loose
+
+
+class Steps(Protocol):
+    """What is needed of a rule here."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def on_shards(self) -> bool: ...
+
+    @property
+    def gather_parameters(self) -> bool: ...
+
+    def make(self, p: Parameter, decay: bool) -> Optimizer: ...
+
+
+class TorchState(NamedTuple):
+    """``steps`` taken, and what the torch optimizers hold, which takes form with the first step.
+
+    ``held`` has ``lead``, the sizes of the leading worker axes; ``memories``, one for each copy of each matrix (one in
+    all on shards); and ``whole``, the parameters as this worker knows them all (gathered on several shards only).
+    """
+
+    steps: int
+    held: Loose
+
+
+async def run_on_shards(
+    rule: Steps, stack: Stack, x: Tensor, grad: Tensor, state: TorchState, lr: float, worker: Worker
+) -> tuple[Tensor, TorchState]:
+    """Step this worker's rows of the stack as one tensor; see :meth:`simdist.optimizers.rule.Rule.update`."""
+    lead = _lead(stack, x, grad, state)
+    x, grad = (each.expand(*lead, *each.shape[len(lead) :]) for each in (x, grad))
+    memory = None
+    if state.steps:
+        (memory,) = state.held["memories"]
+        memory = over_tensors(memory, lambda t: _spread(t, len(lead), x.shape))
+    done = _step(rule, stack, stack.title, x, grad, memory, state, lr, worker)
+    await worker.compute(done.operations / math.prod(lead), rule.title)
+    real = real_rows(stack, x, worker)
+    clean = over_tensors(done.memory, lambda t: torch.where(real, t, 0) if t.shape == x.shape else t)
+    held = Loose(lead=list(lead), memories=[clean], whole=None)
+    return torch.where(real, done.x, 0), TorchState(state.steps + 1, held)
+
+
+async def run_gathered(
+    rule: Steps, stack: Stack, x: Tensor, grad: Tensor, state: TorchState, lr: float, worker: Worker
+) -> tuple[Tensor, TorchState]:
+    """Step whole parameters, each by itself, and keep this worker's rows; see `Rule.update`."""
+    shards, dim, m = worker.mesh.shards, -len(stack.shape), stack.shape[0]
+    grad = await shards.all_gather(grad, dim, part="gradient")
+    kept = state.held["whole"] if state.steps else None
+    if kept is not None and not torch.equal(shards.share(kept, dim), x):
+        raise ProgramError(
+            f"optimizer {rule.title}: the schedule changed {stack.title!r} since the last step, so that "
+            "the rows that other shards hold are not known any more; expected optimizer.gather_parameters: true"
+        )
+    whole = await shards.all_gather(x, dim, part="parameter", wire="params") if kept is None else kept
+    lead = _lead(stack, whole, grad, state)
+    grad = grad.expand(*lead, *grad.shape[len(lead) :])
+    whole = whole.expand(*lead, *whole.shape[len(lead) :])
+    new, memories, operations = whole.clone(), [], 0.0
+    for copy, place in enumerate(itertools.product(*map(range, lead))):
+        for i, name in enumerate(stack.names):
+            at = (*place, i, slice(m))
+            memory = state.held["memories"][_source(place, state, i, stack)] if state.steps else None
+            done = _step(rule, stack, name, whole[at], grad[at], memory, state, lr, worker)
+            new[at] = done.x
+            memories.append(done.memory)
+            operations += 0.0 if copy else done.operations
+    await worker.compute(operations, rule.title)
+    rows = shards.share(new, dim)
+    keeps = shards.size > 1 and not rule.gather_parameters
+    if rule.gather_parameters and shards.size > 1:
+        # what was gathered may be rounded by its codec, which must not touch the parameters themselves
+        rows = x + shards.share(new - whole, dim)
+    held = Loose(lead=list(lead), memories=memories, whole=new if keeps else None)
+    return rows, TorchState(state.steps + 1, held)
+
+
+def _step(
+    rule: Steps,
+    stack: Stack,
+    name: str,
+    x: Tensor,
+    grad: Tensor,
+    memory: Memory | None,
+    state: TorchState,
+    lr: float,
+    worker: Worker,
+) -> Stepped:
+    draws = stream(worker.seed, f"torch/{name}", step=state.steps).initial_seed()
+    try:
+        return stepped(
+            lambda p: rule.make(p, stack.decay),
+            x,
+            grad,
+            memory,
+            lr=lr,
+            made_with=rule.lr,
+            draws=draws,
+            by_number=rule.on_shards,
+        )
+    except Exception as error:  # whatever a user's class raises
+        text = str(error).strip().partition("\n")[0]
+        raise ProgramError(
+            f"optimizer {rule.title} failed on {name!r} in its step {state.steps + 1}: {type(error).__name__}: {text}"
+        ) from error
+
+
+def _lead(stack: Stack, x: Tensor, grad: Tensor, state: TorchState) -> tuple[int, ...]:
+    """Return the leading worker axes over which values, gradients and memories differ."""
+    leads = [each.shape[: each.ndim - len(stack.shape) - 1] for each in (x, grad)]
+    return tuple(torch.broadcast_shapes(*leads, *([state.held["lead"]] if state.steps else [])))
+
+
+def _spread(t: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:
+    """Return a remembered tensor that is laid out as the parameter with as many worker copies as it has now."""
+    alike = t.ndim == len(shape) and t.shape[lead:] == shape[lead:]
+    return t.expand(shape).clone() if alike and t.shape != shape else t
+
+
+def _source(place: tuple[int, ...], state: TorchState, i: int, stack: Stack) -> int:
+    """Return where the memory of matrix ``i`` of the copy at ``place`` is; copies that were one share theirs."""
+    index = 0
+    for at, size in zip(place, state.held["lead"], strict=True):
+        index = index * size + min(at, size - 1)
+    return index * len(stack.names) + i

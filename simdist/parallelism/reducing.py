@@ -1,0 +1,166 @@
+"""How gradients reach the rules: one flat buffer per unit, and tensor by tensor where a compression is chosen.
+
+Shards first, then replicas, as in HSDP. A parameter that no compression takes, or whose rule brings the replicas
+together by itself, goes the plain way of :class:`simdist.parallelism.layout.Layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simdist.compression import Compression, Link
+from simdist.parallelism.layout import Layout, Piece, Values
+from simdist.program import Worker, together
+from simdist.program.audit import audit
+
+#: state of every compressed (axis, parameter)
+Memories = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compressions:
+    """The compression of each axis of the mesh; None: gradients are averaged as usual."""
+
+    replicas: Compression | None = None
+    shards: Compression | None = None
+
+    def on(self, axis: str) -> Compression | None:
+        return {"replicas": self.replicas, "shards": self.shards}[axis]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The gradients' way from the workers to the rules.
+
+    Attributes:
+        layout: what is reduced.
+        chosen: the compressions.
+        lr: parameter name and step to the scheduled learning rate of its rule.
+    """
+
+    layout: Layout
+    chosen: Compressions = field(default_factory=Compressions)
+    lr: Callable[[str, int], float] = lambda name, step: 0.0
+
+    def compressed(self, axis: str, piece: Piece) -> bool:
+        """Whether a parameter's gradient is compressed on an axis."""
+        method = self.chosen.on(axis)
+        if method is None or self.layout.mesh.size(axis) == 1:
+            return False
+        return method.takes(piece.local_shape) and (axis == "shards" or piece.synced)
+
+    def init(self, worker: Worker, like: Values) -> Memories:
+        """Return the memories before the first step.
+
+        Args:
+            like: this worker's rows of every parameter ``[..., rows, ...]``, for number format and device.
+        """
+        memories: Memories = {}
+        for unit in self.layout.units:
+            for piece in unit.pieces:
+                for axis in ("shards", "replicas"):
+                    if self.compressed(axis, piece):
+                        link = self._link(axis, piece, worker, 0)
+                        memories[f"{axis}/{piece.name}"] = self._method(axis).init(link, self._zeros(link, like))
+        return memories
+
+    def _zeros(self, link: Link, like: Values) -> Tensor:
+        some = like[link.name]
+        shape = (link.axis.size, *link.shape) if link.scatter else link.shape
+        # every worker has a gradient of its own, whatever it shares with others: a cohort needs all its worker axes
+        return link.worker.ops.each(lambda _: some.new_zeros(shape))
+
+    async def reduce(
+        self, buffer: tuple[Piece, ...], packed: Any, memories: Memories, worker: Worker, step: int
+    ) -> tuple[Values, Memories]:
+        """Return this worker's rows of the mean gradients of one buffer, and the new memories.
+
+        Args:
+            packed: the buffer of :meth:`Layout.pack`, perhaps deferred.
+            worker: labelled for the ledger.
+        """
+        if not any(self.compressed(axis, piece) for piece in buffer for axis in ("shards", "replicas")):
+            return await self.layout.reduce(buffer, packed, worker), {}
+        new: Memories = {}
+        by_shards = [p for p in buffer if self.compressed("shards", p)]
+        values: Values = {}
+        plain = tuple(p for p in buffer if p not in by_shards)
+        if by_shards:
+            slices = self._slices(buffer, worker.ops.realize(packed))
+            values |= await self._compress("shards", {p: slices[p] for p in by_shards}, memories, new, worker, step)
+            if plain:
+                flat = torch.cat([slices[p].flatten(-len(p.shape)) for p in plain], -1).flatten(-2)
+                values |= await self.layout.scatter(plain, flat, worker)
+        else:
+            values |= await self.layout.scatter(plain, packed, worker)
+        by_replicas = {p: values[p.name] for p in buffer if self.compressed("replicas", p)}
+        if by_replicas:
+            values |= await self._compress("replicas", by_replicas, memories, new, worker, step)
+        rest = tuple(p for p in buffer if p.synced and p not in by_replicas)
+        values |= await self.layout.average(rest, values, worker)
+        return values, new
+
+    def _slices(self, buffer: tuple[Piece, ...], flat: Tensor) -> dict[Piece, Tensor]:
+        """Cut a realised buffer into ``[..., shards, rows, ...]`` per parameter."""
+        chunks = flat.unflatten(-1, (self.layout.mesh.shards, -1)).split([p.size for p in buffer], -1)
+        return {p: p.local(x) for p, x in zip(buffer, chunks, strict=True)}
+
+    async def _compress(
+        self,
+        axis: str,
+        gradients: Mapping[Piece, Tensor],
+        memories: Memories,
+        new: Memories,
+        worker: Worker,
+        step: int,
+    ) -> Values:
+        method = self._method(axis)
+        programs = []
+        for piece, x in gradients.items():
+            link = self._link(axis, piece, worker, step)
+            programs.append(method.mean(x, memories[f"{axis}/{piece.name}"], link))
+        results = await together(*programs)
+        values = {}
+        for piece, (mean, memory) in zip(gradients, results, strict=True):
+            values[piece.name] = mean * self._real_rows(piece, worker, mean) if self._padded(piece) else mean
+            new[f"{axis}/{piece.name}"] = memory
+        return values
+
+    def _padded(self, piece: Piece) -> bool:
+        return piece.rows * self.layout.mesh.shards > piece.shape[0]
+
+    def _real_rows(self, piece: Piece, worker: Worker, like: Tensor) -> Tensor:
+        """Return ones for this worker's real rows and zeros for its padding: no codec may make numbers of nothing."""
+        rows = torch.zeros(self.layout.mesh.shards, piece.rows, dtype=like.dtype, device=like.device)
+        rows.view(-1)[: piece.shape[0]] = 1
+        mine = worker.mesh.shards.share(worker.ops.alike(rows), -2).squeeze(-2)
+        ones: Tensor = mine.reshape(*mine.shape, *(1 for _ in piece.shape[1:]))
+        return ones
+
+    def _method(self, axis: str) -> Compression:
+        method = self.chosen.on(axis)
+        assert method is not None
+        return method
+
+    def _link(self, axis: str, piece: Piece, worker: Worker, step: int) -> Link:
+        label = worker.mesh.workers.label
+        named = worker.labelled(label.purpose, piece.name, "grads")
+        on = named.mesh.shards if axis == "shards" else named.mesh.replicas
+        lr = self.lr(piece.name, step) if step else 0.0
+        return Link(on, named, piece.name, piece.local_shape, axis == "shards", step, lr)
+
+    async def audit(self, memories: Memories, worker: Worker) -> None:
+        """Note norm and spread of what differs between workers on purpose; measuring costs nothing."""
+        pieces = {piece.name: piece for unit in self.layout.units for piece in unit.pieces}
+        for key, state in memories.items():
+            axis, _, name = key.partition("/")
+            link = self._link(axis, pieces[name], worker, 0)
+            for part, x in self._method(axis).memory(state, link).items():
+                # over replicas a worker's memory is of its rows, over shards of the whole tensor
+                norm, drift = await audit(worker, x, over="workers" if link.scatter else "replicas", dims=1)
+                worker.observe(matrix=name, **{f"{axis}_{part}_norm": norm, f"{axis}_{part}_drift": drift})

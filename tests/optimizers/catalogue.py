@@ -1,0 +1,209 @@
+"""All rules that the laws of ``test_laws*.py`` run over: one line for each rule and each variant that matters.
+
+Add a line for a new rule; ``test_laws.py`` fails by name for a registered rule that has none. Build it with a small
+rank (2, which is below half of the sides used there), ``lr=0.1`` or so. Its bytes are a closed form
+of ``byte_forms.py`` or a function of (m, n, matrices, mesh) of your own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simdist.optimizers import SGD, AdamW, Dion, Dion2, Dion3, Lion, Muon, MuonBP, NorMuon, NuMuon, OrthDion, Signum
+from simdist.optimizers.numuon import KrylovSettings
+from simdist.optimizers.rank_schedule import RankSchedule
+from simdist.optimizers.rule import Rule
+from tests.optimizers import byte_forms as forms
+from tests.optimizers.byte_forms import Form
+from tests.optimizers.byte_forms_submatrix import submatrix
+
+
+@dataclass(frozen=True)
+class Limit:
+    """``rule``, a setting of the case's method in which it loses nothing, must train exactly as ``other``.
+
+    ``shape`` is that of the matrices (the rank may have to fit); ``tolerance`` the largest difference in a parameter.
+    """
+
+    rule: Rule
+    other: Rule
+    tolerance: float = 1e-9
+    shape: tuple[int, int] = (10, 7)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule and what it promises.
+
+    Attributes:
+        id: shown in test names.
+        rule: an instance.
+        sent: optimizer bytes sent per worker and step (four-byte numbers), the mean of the first four steps where they
+            differ; None needs a reason in ``why``.
+        sharded: largest difference from the unsharded run that sees the same gradients; None where a rule depends on
+            the number of shards by design, which needs a reason in ``why``.
+        replicated: the same for replicas that see different gradients, against one worker with their mean; None
+            where each replica compresses its own gradient without being linear in it, with a reason in ``why``.
+        identical: largest difference between workers that all see the same gradients and one that does; None where
+            each worker draws noise of its own, with a reason in ``why``.
+            Each of these three is checked when None, too: a promise that holds after all is to be made.
+        scale_invariant: whether steps from a fresh state stay the same when all gradients are multiplied by a constant;
+            False is checked too.
+        same_as: limits in which nothing is lost, each a pair of rules that must agree.
+        why: the reason for each None above.
+    """
+
+    id: str
+    rule: Rule
+    sent: Form | None = None
+    sharded: float | None = 1e-10
+    replicated: float | None = 1e-10
+    identical: float | None = 1e-10
+    scale_invariant: bool = False
+    same_as: tuple[Limit, ...] = ()
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        promises_all = None not in (self.sent, self.sharded, self.replicated, self.identical)
+        assert promises_all or self.why, f"{self.id}: say why a promise is None"
+
+
+_GRAM = forms.low_rank(2, lambda r: 2 * r * r)
+
+CASES: tuple[Case, ...] = (
+    Case("sgd", SGD(lr=0.1), forms.nothing),
+    Case("sgd nesterov", SGD(lr=0.1, momentum=0.9, nesterov=True), forms.nothing),
+    Case("adamw", AdamW(lr=0.1), forms.nothing, scale_invariant=True),
+    Case("muon", Muon(lr=0.1), forms.muon_owner, scale_invariant=True),
+    Case(
+        "muon gather",
+        Muon(lr=0.1, form="gather"),
+        forms.gather,
+        scale_invariant=True,
+        same_as=(Limit(Muon(lr=0.1, form="gather"), Muon(lr=0.1)),),
+    ),
+    Case(
+        "muon svd",
+        Muon(lr=0.1, kernel="svd"),
+        forms.muon_owner,
+        scale_invariant=True,
+        same_as=(
+            Limit(
+                Muon(lr=0.1, kernel="svd"),
+                NuMuon(lr=0.1, nesterov=True, scale="spectral_clipped", rank_schedule=RankSchedule()),
+            ),
+        ),
+    ),
+    Case(
+        "muon_bp",
+        MuonBP(lr=0.1, block_lr=0.05, period=2),
+        lambda m, n, matrices, mesh: forms.muon_owner(m, n, matrices, mesh) / 2,
+        sharded=None,
+        scale_invariant=True,
+        same_as=(Limit(MuonBP(lr=0.1, period=1), Muon(lr=0.1, convention="sum", nesterov=False, scale="rms")),),
+        why="its blocks are the shards",
+    ),
+    Case(
+        "normuon",
+        NorMuon(lr=0.1),
+        # card 6: two statistics a matrix all-reduced over shards
+        lambda m, n, matrices, mesh: (
+            forms.muon_owner(m, n, matrices, mesh)
+            + 2 * forms.ring(mesh.shards) * 2 * forms.WIDTH * forms.dealt(matrices, mesh)
+        ),
+        scale_invariant=True,
+        same_as=(Limit(NorMuon(lr=0.1, kernel="svd"), NorMuon(lr=0.1, kernel="svd", variant="paper")),),
+    ),
+    Case(
+        "normuon shard",
+        NorMuon(lr=0.1, rescale="shard", form="gather"),
+        forms.gather,
+        sharded=None,
+        scale_invariant=True,
+        why="each shard keeps its own norm, as microsoft/dion does",
+    ),
+    Case("numuon", NuMuon(lr=0.1, rank_schedule=RankSchedule(start=0.3)), forms.muon_owner, scale_invariant=True),
+    Case(
+        "numuon krylov",
+        NuMuon(lr=0.1, rank_schedule=RankSchedule(start=0.3), krylov=KrylovSettings(oversampling=1)),
+        forms.muon_owner,
+        scale_invariant=True,
+    ),
+    Case(
+        "numuon warm",
+        NuMuon(
+            lr=0.1,
+            rank_schedule=RankSchedule(shape="cosine", start=0.6, final=0.3, steps=3),
+            krylov=KrylovSettings(iterations=1, oversampling=1, warm_start=True),
+            form="gather",
+        ),
+        forms.gather,
+        scale_invariant=True,
+    ),
+    Case("dion", Dion(lr=0.1, rank=2), forms.low_rank(2, lambda r: r), scale_invariant=True),
+    Case(
+        "orth_dion",
+        OrthDion(lr=0.1, rank=2),
+        _GRAM,
+        scale_invariant=True,
+        same_as=(
+            # one column is orthonormal once it has length one, but for Dion's 1e-8 in the divisor
+            Limit(OrthDion(lr=0.1, rank=1), OrthDion(lr=0.1, rank=1, right_factor="colnorm"), 1e-7),
+            # what is kept and what is cleared are the same at beta 1
+            Limit(OrthDion(lr=0.1, rank=3), OrthDion(lr=0.1, rank=3, error_feedback="code")),
+        ),
+    ),
+    # factors of rank 5 are no smaller than the gradients, so replicas exchange these
+    Case(
+        "orth_dion large rank", OrthDion(lr=0.1, rank=5), forms.low_rank(5, lambda r: 2 * r * r), scale_invariant=True
+    ),
+    Case("orth_dion code", OrthDion(lr=0.1, rank=2, error_feedback="code", beta=0.3), _GRAM, scale_invariant=True),
+    Case(
+        "orth_dion colnorm",
+        OrthDion(lr=0.1, rank=2, right_factor="colnorm"),
+        forms.low_rank(2, lambda r: r),
+        scale_invariant=True,
+    ),
+    Case(
+        "orth_dion raw",
+        OrthDion(lr=0.1, rank=2, right_factor="qr_raw"),
+        forms.gathered_right_factor(2),
+        scale_invariant=True,
+    ),
+    Case("lion", Lion(lr=0.1), forms.nothing, scale_invariant=True),
+    Case("signum", Signum(lr=0.1), forms.nothing, scale_invariant=True),
+    Case(
+        "dion2",
+        Dion2(lr=0.1),
+        submatrix(0.25, columns=True),
+        sharded=None,
+        scale_invariant=True,
+        why="every shard chooses among its own rows, and columns are chosen without shards",
+    ),
+    Case(
+        "dion2 global",
+        Dion2(lr=0.1, scope="global", select_dim="rows", fraction=0.5),
+        submatrix(0.5, whole=True),
+        scale_invariant=True,
+        same_as=(
+            Limit(
+                Dion2(lr=0.1, fraction=1.0, ef_decay=0.9),
+                Muon(lr=0.1, mu=0.9, convention="sum", nesterov=False, coefficients="polar_express", scale="spectral"),
+            ),
+        ),
+    ),
+    Case(
+        "dion3",
+        Dion3(lr=0.1),
+        submatrix(0.25, norms=2),
+        sharded=None,
+        scale_invariant=True,
+        why="every shard chooses among its own rows",
+    ),
+    Case(
+        "dion3 global",
+        Dion3(lr=0.1, scope="global", fraction=0.5),
+        submatrix(0.5, whole=True, norms=2),
+        scale_invariant=True,
+    ),
+)

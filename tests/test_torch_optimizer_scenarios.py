@@ -1,0 +1,220 @@
+"""Torch optimizers in scenarios: found by import path, saved and read again, refused with reasons, on all engines."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from simdist.assembly import build_engine, build_job, build_task
+from simdist.cli import app
+from simdist.errors import InputError, ProgramError
+from simdist.loading import load_scenario, override, parse_set
+from simdist.optimizers import AdamW
+from simdist.optimizers.torch_optimizer import TorchOptimizer
+from simdist.running import run
+from simdist.scenario import Scenario, check_fits
+from simdist.yaml_text import parse
+
+SMALL: dict[str, Any] = {
+    "steps": 3,
+    "workload": {"name": "teacher", "rows": 7, "columns": 5},
+    "mesh": {"replicas": 2, "shards": 2},
+    "lr_schedule": {"warmup": 2},
+}
+LOOKAHEAD = {"name": "pytorch_optimizer:Lookahead", "lr": 0.05, "k": 2, "base": {"name": "torch.optim:SGD"}}
+CHOICES: list[Any] = [
+    "pytorch_optimizer:AdaBelief",
+    {"name": "torch.optim:NAdam", "lr": 0.01, "betas": [0.8, 0.9]},
+    {"name": "pytorch_optimizer:DAdaptAdam"},  # growth_rate is infinite
+    {"name": "pytorch_optimizer:Muon", "group": {"use_muon": True}, "auxiliary": {"lr": 0.01}},
+    LOOKAHEAD,
+]
+
+
+def scenario(optimizer: Any, **changes: Any) -> Scenario:
+    return Scenario.from_dict({**SMALL, "optimizer": optimizer, **changes})
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_saved_scenarios_come_back_equal(choice: Any) -> None:
+    first = scenario(choice)
+    assert isinstance(first.optimizer, TorchOptimizer)
+    assert Scenario.from_dict(first.to_dict()) == first
+    assert Scenario.from_dict(parse(first.to_yaml(), "a test")) == first
+    assert first.to_dict()["optimizer"]["name"] == (choice if isinstance(choice, str) else choice["name"])
+
+
+def test_overrides_reach_the_class_in_any_order() -> None:
+    small = scenario({"name": "adamw", "lr": 0.5})
+    texts = ["optimizer.name=pytorch_optimizer:AdaBelief", "optimizer.betas=[0.5, 0.6]", "optimizer.lr=0.125"]
+    found = [override(small, parse_set(order)).optimizer for order in itertools.permutations(texts)]
+    assert all(rule == found[0] for rule in found)
+    (made,) = {type(rule) for rule in found}
+    assert made.model_fields.keys() >= {"rectify", "eps"}
+    optimizer: Any = found[0]
+    assert (optimizer.lr, optimizer.betas) == (0.125, (0.5, 0.6))
+    group = optimizer.make(torch.nn.Parameter(torch.ones(2)), decay=True).param_groups[0]
+    assert (group["lr"], group["betas"]) == (0.125, (0.5, 0.6))
+    matrices = override(scenario("pytorch_optimizer:SOAP"), parse_set(["optimizer.auxiliary={lr: 0.25}"])).optimizer
+    assert matrices.rule_for("vector") == AdamW(lr=0.25)
+    assert matrices.rule_for("matrix") == matrices
+
+
+OWN = """
+import torch
+
+class Plain(torch.optim.Optimizer):
+    def __init__(self, params, lr, twist: float = 0.5, strikes: int = 0):
+        for p in (params := list(params)):
+            assert p.ndim, "knows no groups"
+        super().__init__(params, {"lr": lr, "twist": twist})
+        self.strikes, self.steps = strikes, 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        if self.steps == self.strikes:
+            raise RuntimeError("no more")
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= group["lr"] * group["twist"] * self.steps * p.grad
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    return f"{file}:Plain"
+
+
+def test_a_class_in_a_file_of_ones_own(own: str, tmp_path: Path) -> None:
+    first = scenario({"name": own, "lr": 0.01, "twist": 0.25})
+    saved = tmp_path / "scenario.yaml"
+    saved.write_text(first.to_yaml())
+    assert load_scenario(str(saved)) == first
+    assert first.to_dict()["optimizer"]["name"] == own
+    assert first.optimizer.rule_for("matrix") is first.optimizer
+    run(first, tmp_path / "runs", progress=False)
+
+
+def test_a_step_that_fails_names_class_and_parameter(own: str, tmp_path: Path) -> None:
+    failing = scenario({"name": own, "lr": 0.01, "strikes": 3})
+    with pytest.raises(ProgramError, match=r"optimizer Plain failed on '\S+' in its step 3: RuntimeError: no more"):
+        run(failing, tmp_path / "runs", progress=False)
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ({"name": "torch.optim:NAdam", "beta": 1}, r"optimizer\.beta: got an unknown key.*Did you mean 'betas'\?"),
+    ({"name": "torch.optim:SGD", "lr": "abc"}, r"optimizer\.lr: got 'abc'; expected a number"),
+    ({"name": "torch.optim:SGD", "nesterov": True}, r"optimizer: SGD refuses its arguments: ValueError: Nesterov"),
+    ({"name": "torch.optim:Rprop", "weight_decay": 1}, r"optimizer\.weight_decay: .*takes no weight_decay; expected 0"),
+    ("torch.optim:LBFGS", r"optimizer\.name: .*LBFGS, whose step\(closure\) computes the loss again"),
+    ("torch.optim:SparseAdam", r"does not support dense gradients"),
+    ("torch:Tensor", r"derived from Rule or torch\.optim\.Optimizer"),
+    ("pytorch_optimizer:SAM", r"SAM, which takes two gradients per step"),
+    ("pytorch_optimizer:SophiaH", r"SophiaH, whose step\(\) fails after one gradient"),
+    ("pytorch_optimizer:ScheduleFreeAdamW", r"evaluates other parameters than it trains"),
+    ("pytorch_optimizer:AdamMini", r"takes a model instead of parameters"),
+    ("pytorch_optimizer:AliG", r"takes no learning rate 'lr'"),
+    ("pytorch_optimizer:GSAM", r"needs the argument 'base_optimizer'"),
+    ("pytorch_optimizer:EmoNavi", r"steers by the loss"),
+    ("pytorch_optimizer:Muon", r"optimizer: Muon refuses its arguments: ValueError: `use_muon` must be set"),
+    ("pytorch_optimizer:Lookahead", r"optimizer\.base: got None for Lookahead; expected \{name: torch\.optim:SGD"),
+    ({**LOOKAHEAD, "base": {"name": "torch.optim:SGD", "momentums": 1}}, r"base\.momentums: got an unknown key"),
+    ({**LOOKAHEAD, "base": {"name": "torch.optim:SGD", "momentum": "x"}}, r"base\.momentum: got 'x'"),
+    ({**LOOKAHEAD, "base": {"name": "adamw"}}, r"expected the import path of a torch optimizer"),
+    ({"name": "torch.optim:SGD", "base": {"name": "torch.optim:SGD"}}, r"optimizer\.base: .*expected null"),
+    ({"name": "torch.optim:SGD", "kwargs": {"a": 1}}, r"optimizer\.kwargs: .*SGD takes no \*\*kwargs"),
+    ({"name": "pytorch_optimizer:Lion", "kwargs": {"lr": 1}}, r"optimizer\.kwargs: got lr; expected .*not in it"),
+    ({"name": "pytorch_optimizer:Lamb", "runs_on": "shards"}, r"on small matrices its steps on shards differ by"),
+    ({"name": "torch.optim:Muon", "runs_on": "shards"}, r"on small matrices its steps on shards differ by inf"),
+    ({"name": "torch.optim:SGD", "gather_parameters": True}, r"runs on shards and gathers nothing"),
+]
+
+
+@pytest.mark.parametrize(("choice", "message"), REFUSED, ids=[str(choice) for choice, _ in REFUSED])
+def test_what_cannot_be_a_rule_is_refused_with_the_reason(choice: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        scenario(choice)
+    assert "\n" not in str(caught.value) or choice == "pytorch_optimizer:Lookahead"
+
+
+def test_a_class_for_matrices_only_says_so_before_the_run() -> None:
+    muon = scenario("torch.optim:Muon")
+    with pytest.raises(InputError, match=r"of shape \(8,\).*2D parameters.*write optimizer\.auxiliary: \{lr: 0\.001\}"):
+        muon.optimizer.check((8,), "bias", muon.mesh.shape)
+    check_fits(muon, build_task(muon).units)
+
+
+def test_simdist_check_takes_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(scenario(LOOKAHEAD).to_yaml())
+    with pytest.raises(SystemExit) as done:
+        app(["check", str(file)], prog_name="simdist")
+    assert not done.value.code
+    assert re.search(r"name: pytorch_optimizer:Lookahead", capsys.readouterr().out)
+
+
+#: elementwise, on gathered tensors, with random draws, wrapped, hidden matrices only
+RUN: list[Any] = [
+    "pytorch_optimizer:AdaBelief",
+    {"name": "pytorch_optimizer:SOAP", "precondition_frequency": 2},
+    {"name": "pytorch_optimizer:Kron", "balance_prob": 0.5},
+    LOOKAHEAD,
+    {"name": "torch.optim:Muon", "lr": 0.01, "auxiliary": {"lr": 0.01}},
+]
+
+
+def outcome(choice: Any, engine: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the summary of a run, and the last parameters."""
+    chosen = scenario(choice, engine=engine)
+    summary = json.loads((run(chosen, folder, progress=False) / "summary.json").read_text())
+    with build_engine(chosen, build_job(chosen, build_task(chosen))) as trained:
+        for _ in trained.steps(1, chosen.steps):
+            pass
+        return summary, trained.parameters()
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("choice", RUN, ids=str)
+def test_engines_agree(choice: Any, tmp_path: Path) -> None:
+    inline, expected = outcome(choice, {"name": "inline"}, tmp_path / "inline")
+    assert inline["sent_bytes_total"] > 0
+    for engine in ({"name": "stacked"}, {"name": "ray", "actors": 2}, {"name": "ray", "actors": 2, "block": "stacked"}):
+        summary, got = outcome(choice, engine, tmp_path / "-".join(map(str, engine.values())))
+        assert summary["ledger_sha256"] == inline["ledger_sha256"]
+        assert summary["simulated_seconds"] == inline["simulated_seconds"]
+        if engine == {"name": "ray", "actors": 2}:
+            assert summary["params_sha256"] == inline["params_sha256"]
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_ledger_shows_what_is_gathered(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    def sent(choice: Any, folder: str) -> list[tuple[int, str, str, int]]:
+        rows = pq.read_table(run(scenario(choice), tmp_path / folder, progress=False) / "ledger.parquet").to_pylist()
+        booked = [row for row in rows if row["purpose"] == "optimizer"]
+        assert all(row["axis"] == "shards" for row in booked)
+        return sorted({(row["step"], row["op"], row["tensor"], row["payload_bytes"]) for row in booked})
+
+    assert sent("pytorch_optimizer:AdaBelief", "shards") == []
+    whole = 4 * 2 * 7 * 5  # both matrices, with a row of padding less than 2 x 4
+    gathered = sent({"name": "pytorch_optimizer:Lamb", "auxiliary": {"lr": 0.01}}, "gathered")
+    matrices = "W0+W1"
+    assert [(step, op, tensor) for step, op, tensor, _ in gathered] == [
+        (1, "all_gather", f"{matrices}:gradient"),
+        (1, "all_gather", f"{matrices}:parameter"),
+        (2, "all_gather", f"{matrices}:gradient"),
+        (3, "all_gather", f"{matrices}:gradient"),
+    ]
+    assert {size for *_, size in gathered} == {whole // 7 * 8}
