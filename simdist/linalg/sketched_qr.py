@@ -39,11 +39,14 @@ def sketched_qr(p: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
 def cholesky_q(p: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``P chol(P^T P)^-1`` of each ``p`` (``[..., n, r]``), and whether Cholesky went through, ``[..., 1, 1]``.
 
-    Orthogonality is lost with the squared condition of P. Single precision or better.
+    Orthogonality is lost with the squared condition of P; it counts as failed where a pivot is rounding of the Gram
+    matrix, whether or not that happens to be positive. Single precision or better.
     """
     q = p.to(torch.promote_types(p.dtype, torch.float32))
-    lower, failed = torch.linalg.cholesky_ex(q.mT @ q)
-    sound = ((failed == 0) & (lower.diagonal(dim1=-2, dim2=-1) > 0).all(dim=-1))[..., None, None]
+    gram = q.mT @ q
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    tolerance = 10 * gram.shape[-1] * torch.finfo(q.dtype).eps * gram.diagonal(dim1=-2, dim2=-1)
+    sound = ((failed == 0) & (lower.diagonal(dim1=-2, dim2=-1).square() > tolerance).all(dim=-1))[..., None, None]
     sound = sound & torch.isfinite(lower).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
     lower = torch.where(sound, lower, torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device))
     return torch.linalg.solve_triangular(lower.mT, q, upper=True, left=False).to(p.dtype), sound

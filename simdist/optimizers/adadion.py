@@ -53,7 +53,8 @@ class AdaDionV1(_AdaDion):
     quality_control: bool = True
 
     def start(self, gaussian: Tensor) -> Tensor:
-        return gaussian / torch.linalg.vector_norm(gaussian, dim=0)
+        unit: Tensor = gaussian / torch.linalg.vector_norm(gaussian, dim=0)
+        return unit
 
 
 @optimizers.register("adadion_v2")

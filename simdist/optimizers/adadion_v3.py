@@ -105,7 +105,7 @@ class AdaDionV3(AdaptiveRank):
         before, persistence = state.direction, state.persistence
         if self.align_modes:
             match = matched(state.left, seen.u, active & state.known.unsqueeze(-1))
-            before, persistence = match.columns(before), persistence.gather(-1, match.index)
+            before, persistence = match.columns(before), persistence.gather(-1, match.source)
         sums = torch.stack([(q * before).double().sum(dim=-2), q.double().square().sum(dim=-2)], dim=-2)
         sums = await worker.mesh.shards.sum(statistic(sums, like=q), part="modes", wire="statistics")
         products, squares = sums.double().unbind(-2)

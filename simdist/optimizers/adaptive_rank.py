@@ -126,7 +126,8 @@ class AdaptiveRank(RankController, LowRank):
             return size
         # from the common width to the rank of each matrix
         ratio = state.basis.shape[-1] / state.rank.clamp(min=1).double()
-        return (size * ratio.sqrt()[..., None, None]).to(state.basis.dtype)
+        per_matrix: Tensor = (size * ratio.sqrt()[..., None, None]).to(state.basis.dtype)
+        return per_matrix
 
     def noted(self, stack: Stack, state: Any) -> dict[str, Tensor]:
         return {"rank": state.rank}
@@ -173,8 +174,8 @@ class AdaptiveRank(RankController, LowRank):
         m, like = stack.shape[0], state.basis
         whole = like.new_zeros((stack.count, stack.mesh.shards * stack.rows, change.width))
         flops = 0.0
-        ranks = zip(stack.names, change.before.flatten().tolist(), change.after.flatten().tolist(), strict=False)
-        for i, (name, before, after) in enumerate(ranks):
+        for i, name in enumerate(stack.names):
+            before, after = int(change.before[..., i]), int(change.after[..., i])
             if after <= before:
                 continue
             new = normal((m, after - before), worker.seed, f"V/{name}", step=int(state.step))

@@ -38,12 +38,12 @@ class Modes(NamedTuple):
 class Match(NamedTuple):
     """For each mode the index of its mode of the last step, and the sign between them, ``[..., c, k]`` each."""
 
-    index: Tensor
+    source: Tensor
     sign: Tensor
 
     def columns(self, x: Tensor) -> Tensor:
         """Return columns of ``x`` (``[..., c, rows, k]``) of the last step in the order and with the signs of now."""
-        index = self.index.unsqueeze(-2).expand(x.shape)
+        index = self.source.unsqueeze(-2).expand(x.shape)
         return x.gather(-1, index) * self.sign.to(x.dtype).unsqueeze(-2)
 
 

@@ -9,12 +9,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simdist.optimizers import SGD, AdamW, Dion, Dion2, Dion3, Lion, Muon, MuonBP, NorMuon, NuMuon, OrthDion, Signum
+from simdist.optimizers import (
+    SGD,
+    AdaDionV1,
+    AdaDionV2,
+    AdaDionV3,
+    AdamW,
+    AdaOrthDion,
+    Dion,
+    Dion2,
+    Dion3,
+    Lion,
+    Muon,
+    MuonBP,
+    NorMuon,
+    NuMuon,
+    OrthDion,
+    Signum,
+)
 from simdist.optimizers.numuon import KrylovSettings
 from simdist.optimizers.rank_schedule import RankSchedule
 from simdist.optimizers.rule import Rule
 from tests.optimizers import byte_forms as forms
 from tests.optimizers.byte_forms import Form
+from tests.optimizers.byte_forms_adaptive import adaptive
 from tests.optimizers.byte_forms_submatrix import submatrix
 
 
@@ -169,6 +187,41 @@ CASES: tuple[Case, ...] = (
         OrthDion(lr=0.1, rank=2, right_factor="qr_raw"),
         forms.gathered_right_factor(2),
         scale_invariant=True,
+    ),
+    Case(
+        "ada_orth_dion",
+        AdaOrthDion(lr=0.1, rank=2, rank_min=1, rank_multiple=1, step_up=1, replica_sync="factors"),
+        scale_invariant=True,
+        same_as=(Limit(AdaOrthDion(lr=0.1, rank=3, rank_max=3, gamma=1e9, rank_multiple=1), OrthDion(lr=0.1, rank=3)),),
+        why="bytes follow the ranks: see test_adaptive_rank_bytes.py",
+    ),
+    Case(
+        "adadion_v1",
+        AdaDionV1(lr=0.1, rank_max=2, wire_form="pad_to_cap"),
+        adaptive(2, per_matrix=2),
+        replicated=None,
+        scale_invariant=True,
+        why="quality control sees the mean square of the errors of the replicas' own buffers",
+    ),
+    Case(
+        "adadion_v2",
+        AdaDionV2(lr=0.1, rank_max=2, rank_min=1, rank_multiple=1, gamma=0.9, wire_form="pad_to_cap"),
+        forms.low_rank(2, lambda r: r),
+        scale_invariant=True,
+    ),
+    Case(
+        "adadion_v3",
+        AdaDionV3(lr=0.1, rank_max=2, rank_min=1, rank_multiple=1, wire_form="pad_to_cap", buffer_limit=None),
+        adaptive(2, modes=True),
+        scale_invariant=True,
+    ),
+    Case(
+        "adadion_v3 limited",
+        AdaDionV3(lr=0.1, rank_max=2, align_modes=True, wire_form="pad_to_cap", buffer_limit=1.5),
+        adaptive(2, modes=True, per_matrix=2),
+        replicated=None,
+        scale_invariant=True,
+        why="the limit sees the mean square of the replicas' own buffers",
     ),
     Case("lion", Lion(lr=0.1), forms.nothing, scale_invariant=True),
     Case("signum", Signum(lr=0.1), forms.nothing, scale_invariant=True),

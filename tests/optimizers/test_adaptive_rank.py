@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -76,14 +77,11 @@ def cut(rule: AdaptiveRank) -> judges.Feedback:
 
 
 def expected(rule: AdaptiveRank, parameter: Parameter, mesh: MeshShape, steps: int = STEPS) -> judges.History:
-    m, n = parameter.shape
+    m, f = parameter.shape[0], mesh.shards
     if rule.syncs_replicas(parameter.shape, mesh):
-        f = mesh.shards
+        groups = [range(r * f, (r + 1) * f) for r in range(mesh.replicas)]
         grads = [
-            [
-                torch.stack([gradient(parameter.name, t, r * f + i) for i in range(f)]).mean(0)
-                for r in range(mesh.replicas)
-            ]
+            [torch.stack([gradient(parameter.name, t, w) for w in group]).mean(0) for group in groups]
             for t in range(steps)
         ]
     else:
@@ -180,7 +178,7 @@ def test_the_judges_ranks_rise_and_fall_and_differ_within_a_stack() -> None:
     """Else the test above would not say much."""
     for name, rule in RULES.items():
         ranks = {p.name: expected(rule, p, MeshShape(1, 4)).ranks for p in PARAMETERS}
-        steps = [b - a for trace in ranks.values() for a, b in zip(trace, trace[1:], strict=False)]
+        steps = [b - a for trace in ranks.values() for a, b in pairwise(trace)]
         assert max(steps) > 0, name
         assert min(steps) < 0, name
         assert any(len({ranks[p][t] for p in "abc"}) > 1 for t in range(STEPS)), name
@@ -255,7 +253,7 @@ def test_a_huge_gamma_is_the_fixed_rank_rule(
 def test_a_huge_gamma_ends_at_the_cap_by_allowed_steps() -> None:
     rule = AdaOrthDion(lr=0.1, rank=2, gamma=1e9, rank_multiple=1, rank_min=1, step_up=2, rank_max_fraction=0.7)
     outcome = train(Coroutines(), MeshShape(1, 2), rule, PARAMETERS, gradient, measure=True)
-    assert traces(outcome) == dict.fromkeys("abc", [2, 4, 6, 7, 7]) | {"d": [2, 4, 5, 5, 5]}
+    assert traces(outcome) == {name: [2, 4, 6, 7, 7] for name in "abc"} | {"d": [2, 4, 5, 5, 5]}
 
 
 @pytest.mark.parametrize("rule", [AdaOrthDion, AdaDionV1, AdaDionV2, AdaDionV3], ids=lambda r: r.__name__)

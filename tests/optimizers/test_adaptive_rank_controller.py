@@ -170,7 +170,7 @@ def test_modes_are_matched_by_direction_and_sign() -> None:
     noisy = before[:, order] * signs + 0.1 * normal((12, 4), 0, "noise")
     now = torch.cat([noisy, torch.zeros(12, 1)], dim=1)
     match = matched(before[None], now[None], torch.tensor([[True, True, True, True, False]]))
-    assert match.index.tolist() == [[3, 0, 2, 1, 4]]
+    assert match.source.tolist() == [[3, 0, 2, 1, 4]]
     assert match.sign[0, :4].tolist() == signs.tolist()
     torch.testing.assert_close(match.columns(before[None])[0, :, :4], before[:, order] * signs)
 

@@ -13,7 +13,7 @@ from simdist.linalg.orthonormalize import orthonormalize
 from simdist.optimizers import Dion, MeshShape, OrthDion, left_factor
 from simdist.optimizers.left_factor import left_factor_flops, make_left_factor
 from simdist.program.random import normal
-from tests.optimizers.harness import DRIVERS, MESHES, Cohort, Driver, Parameter, random_gradient, train
+from tests.optimizers.harness import DRIVERS, Cohort, Driver, Parameter, random_gradient, train
 
 PARAMETERS = [Parameter("a", (10, 7)), Parameter("b", (10, 7)), Parameter("d", (5, 9))]
 
@@ -23,10 +23,10 @@ PARAMETERS = [Parameter("a", (10, 7)), Parameter("b", (10, 7)), Parameter("d", (
 @pytest.mark.parametrize("rank", [2, 5])
 def test_products_are_those_of_householder(driver: Driver, rank: int, how: dict[str, Any]) -> None:
     """Card 3: signs of U's columns cancel in U Vbar^T, so parameters and buffers agree on every mesh."""
-    for mesh in MESHES:
+    for mesh in (MeshShape(1, 1), MeshShape(4, 1), MeshShape(2, 2)):
         for kind in (Dion, OrthDion):
             plain, other = (
-                train(driver, mesh, kind(lr=0.05, rank=rank, **more), PARAMETERS, random_gradient(PARAMETERS), steps=4)
+                train(driver, mesh, kind(lr=0.05, rank=rank, **more), PARAMETERS, random_gradient(PARAMETERS), steps=3)
                 for more in ({}, how)
             )
             one, two = plain.results[0], other.results[0]
@@ -76,7 +76,7 @@ def test_cholesky_qr_comes_after_the_warm_up_and_loses_orthogonality_with_the_sq
     assert lost("cqr", 2) == lost("rcqr", 2)
     assert 1e-8 < lost("cqr", 3) < 1e-2
     # a condition that Cholesky cannot take in single precision: RCQR instead
-    assert lost("cqr", 3, p.float().double().float()) < 1e-5
+    assert lost("cqr", 3, p.float()) < 1e-5
     assert torch.equal(make_left_factor(p.float(), "cqr", 0, 3, 3), make_left_factor(p.float(), "rcqr", 0, 3, 3))
 
 
