@@ -173,29 +173,43 @@ RUN: list[Any] = [
 ]
 
 
-def outcome(choice: Any, engine: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the summary of a run, and the last parameters."""
+def outcome(choice: Any, engine: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the summary of a run."""
     chosen = scenario(choice, engine=engine)
-    summary = json.loads((run(chosen, folder, progress=False) / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((run(chosen, folder, progress=False) / "summary.json").read_text())
+    return summary
+
+
+def parameters(choice: Any, engine: str) -> dict[str, Tensor]:
+    """Return the last parameters, in double precision, which some classes need to forgive another order of sums."""
+    exact = dict.fromkeys(("params", "grads", "factors", "statistics"), "fp64")
+    chosen = scenario(choice, engine={"name": engine}, dtype="float64", wire=exact)
     with build_engine(chosen, build_job(chosen, build_task(chosen))) as trained:
         for _ in trained.steps(1, chosen.steps):
             pass
-        return summary, trained.parameters()
+        return trained.parameters()
+
+
+SAME = ("ledger_sha256", "simulated_seconds", "sent_bytes_total")
+
+
+@pytest.mark.parametrize("choice", RUN, ids=str)
+def test_stacked_is_inline(choice: Any, tmp_path: Path) -> None:
+    inline, stacked = (outcome(choice, {"name": name}, tmp_path / name) for name in ("inline", "stacked"))
+    assert {key: inline[key] for key in SAME} == {key: stacked[key] for key in SAME}
+    expected, got = parameters(choice, "inline"), parameters(choice, "stacked")
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=1e-7)
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("choice", RUN, ids=str)
-def test_engines_agree(choice: Any, tmp_path: Path) -> None:
-    inline, expected = outcome(choice, {"name": "inline"}, tmp_path / "inline")
-    assert inline["sent_bytes_total"] > 0
-    for engine in ({"name": "stacked"}, {"name": "ray", "actors": 2}, {"name": "ray", "actors": 2, "block": "stacked"}):
-        summary, got = outcome(choice, engine, tmp_path / "-".join(map(str, engine.values())))
-        assert summary["ledger_sha256"] == inline["ledger_sha256"]
-        assert summary["simulated_seconds"] == inline["simulated_seconds"]
-        if engine == {"name": "ray", "actors": 2}:
-            assert summary["params_sha256"] == inline["params_sha256"]
-        for name, value in expected.items():
-            torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("choice", RUN[:2], ids=str)
+def test_actors_change_no_bit(choice: Any, tmp_path: Path) -> None:
+    inline = outcome(choice, {"name": "inline"}, tmp_path / "inline")
+    there = outcome(choice, {"name": "ray", "actors": 2}, tmp_path / "ray")
+    for key in (*SAME, "params_sha256", "final_train_loss"):
+        assert inline[key] == there[key], key
 
 
 def test_the_ledger_shows_what_is_gathered(tmp_path: Path) -> None:
@@ -210,7 +224,7 @@ def test_the_ledger_shows_what_is_gathered(tmp_path: Path) -> None:
     assert sent("pytorch_optimizer:AdaBelief", "shards") == []
     whole = 4 * 2 * 7 * 5  # both matrices, with a row of padding less than 2 x 4
     gathered = sent({"name": "pytorch_optimizer:Lamb", "auxiliary": {"lr": 0.01}}, "gathered")
-    matrices = "W0+W1"
+    matrices = "matrices.0+matrices.1"
     assert [(step, op, tensor) for step, op, tensor, _ in gathered] == [
         (1, "all_gather", f"{matrices}:gradient"),
         (1, "all_gather", f"{matrices}:parameter"),

@@ -94,7 +94,7 @@ def loss_by_lr(entries: Entries) -> Figure:
 def nu_over_time(entries: Entries) -> Figure:
     """Dion's nu over the steps, mean over matrices and seeds, in a band up to the largest of any matrix."""
     figure, panels = new_figure(3.6, len(RANKS))
-    kinds = {"colnorm, EF-C 0.05": "colnorm", "colnorm, EF-P 1": "qr_raw", "qr_pos, EF-P 1": "qr_pos"}
+    kinds = line_styles(["colnorm, EF-C 0.05", "colnorm, EF-P 1", "qr_pos, EF-P 1"])
     for axes, rank in zip(panels, RANKS, strict=True):
         for name, look in kinds.items():
             entry = entries.get(("small", f"{name}, r = {rank:g} d"))
@@ -107,12 +107,12 @@ def nu_over_time(entries: Entries) -> Figure:
             if not steps or {len(row) for row in means + most} != {len(steps)}:
                 continue
             mean, high = np.mean(means, axis=0), np.max(most, axis=0)
-            axes.fill_between(steps, mean, high, color=STYLES[look].color, alpha=0.15, linewidth=0)
-            axes.plot(steps, mean, markevery=max(1, len(steps) // 5), **STYLES[look].keywords())
+            axes.fill_between(steps, mean, high, color=look.color, alpha=0.15, linewidth=0)
+            axes.plot(steps, mean, markevery=max(1, len(steps) // 5), **look.keywords())
         axes.set_title(f"r = d/{1 / rank:g}", fontsize=9.5)
         axes.set_xlabel("Optimizer steps")
     panels[0].set_ylabel("ν: spectral norm of the update\n(mean over matrices; band: to the largest)")
-    legend_above(figure, {name: STYLES[look] for name, look in kinds.items()})
+    legend_above(figure, kinds)
     return figure
 
 
@@ -155,8 +155,6 @@ def teacher_nu(entries: Entries) -> Figure:
         axes.plot([rank for rank, _ in points], [nu for _, nu in points], **styles[name].keywords())
     axes.plot(ranks, np.sqrt(ranks), color=GREY, linestyle="-", linewidth=1.2)
     axes.plot(ranks, 1 + np.sqrt(ranks / 64), color=GREY, linestyle=":", linewidth=1.6)
-    axes.annotate("worst case √r", (ranks[-10], math.sqrt(ranks[-10])), ha="right", va="bottom", fontsize=9)
-    axes.annotate("pure noise 1 + √(r/m)", (ranks[14], 1 + math.sqrt(ranks[14] / 64)), va="bottom", fontsize=9)
     axes.set_xscale("log")
     axes.set_yscale("log")
     log_ticks(axes.xaxis, 4, 32, plain_number)
@@ -165,7 +163,9 @@ def teacher_nu(entries: Entries) -> Figure:
     log_ticks(axes.yaxis, 1, 6, plain_number)
     axes.set_xlabel("Rank r (log)")
     axes.set_ylabel("ν of column normalisation,\nmean over steps and matrices (log)")
-    legend_above(figure, styles)
+    references = {"worst case √r": ("-", 1.2), "pure noise 1 + √(r/m)": (":", 1.6)}
+    lines = [(Line2D([], [], color=GREY, linestyle=d, linewidth=w), text) for text, (d, w) in references.items()]
+    legend_above(figure, styles, lines)
     return figure
 
 
@@ -187,7 +187,7 @@ def beta_sweep(entries: Entries) -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(list(betas), [f"{beta:g}\n(μ {1 - beta:.2g})" for beta in betas])
     axes.minorticks_off()
-    axes.set_xlabel("Share β of the captured part that is cleared (log), and Dion's momentum μ = 1 - β")
+    axes.set_xlabel("β, the share of what was captured that is cleared (log)\n(μ = 1 - β, Dion's momentum)")
     axes.set_ylabel("Final validation loss\n(nats per byte; 95 % over seeds)")
     legend_above(figure, shown)
     return figure

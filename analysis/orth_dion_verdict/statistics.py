@@ -162,3 +162,16 @@ def steps_saved(one: Entry, other: Entry) -> Interval:
             mine = one.steps_to(seed, min(values))
             saved.append(-math.inf if math.isnan(mine) else 100 * (1 - mine / theirs))
     return Interval.of(saved)
+
+
+def pooled_gap(pairs: Sequence[tuple[Entry, Entry]]) -> Interval:
+    """Return the gap of :func:`gap` averaged over several pairs (ranks, say) within each seed, over the seeds."""
+    losses = [(one.at_best(), other.at_best()) for one, other in pairs]
+    common = set.intersection(*(mine.keys() & theirs.keys() for mine, theirs in losses)) if losses else set()
+    return Interval.of([math.fsum(a[seed] - b[seed] for a, b in losses) / len(losses) for seed in sorted(common)])
+
+
+def ratio(one: Entry, other: Entry) -> Interval:
+    """Return the natural logarithm of ``other``'s loss over ``one``'s, over common seeds: for losses that fall to zero."""
+    mine, theirs = one.at_best(), other.at_best()
+    return Interval.of([math.log(theirs[seed] / mine[seed]) for seed in sorted(mine.keys() & theirs.keys())])

@@ -14,12 +14,19 @@ from pathlib import Path
 
 from analysis.orth_dion_verdict.figures import draw_all
 from analysis.orth_dion_verdict.plan import MEMORIES, RANKS
-from analysis.orth_dion_verdict.statistics import Entry, Interval, gap, read, steps_saved
+from analysis.orth_dion_verdict.statistics import Entry, Interval, gap, pooled_gap, ratio, read, steps_saved
 from simdist.results.plots_style import save
 
 HERE = Path(__file__).resolve().parent
 Entries = dict[tuple[str, str], Entry]
 FACTORS = ("colnorm", "qr_raw", "qr_pos", "polar", "exact_svd")
+#: of two right factors under equal memory and rank
+QUESTIONS = (
+    ("Does raw QR fail?", "qr_raw", "qr_pos"),
+    ("Does QR with fixed signs beat unit columns?", "qr_pos", "colnorm"),
+    ("Does polar beat QR?", "polar", "qr_pos"),
+    ("How far is the oracle?", "exact_svd", "qr_pos"),
+)
 #: mean nu of Dion in the paper, LLaMA 320M, by rank over d
 PAPER_NU = {0.125: 1.20, 0.25: 1.28, 0.5: 1.34}
 
@@ -97,12 +104,18 @@ def questions(entries: Entries, study: str) -> str:
             lines.append([question, f"{one} minus {other}", found.text(), "clear" if found.clear else "within noise"])
 
     for memory in MEMORIES:
+        for question, one, other in QUESTIONS:
+            ends = [f"{memory}, r = {rank:g} d" for rank in RANKS]
+            keys = [((study, f"{one}, {end}"), (study, f"{other}, {end}")) for end in ends]
+            pairs = [(entries[a], entries[b]) for a, b in keys if a in entries and b in entries]
+            if len(pairs) > 1:
+                found, title = pooled_gap(pairs), f"{one} minus {other}, {memory}, mean over {len(pairs)} ranks"
+                lines.append([question, title, found.text(), "clear" if found.clear else "within noise"])
+    for memory in MEMORIES:
         for rank in RANKS:
             end = f"{memory}, r = {rank:g} d"
-            contrast("Does raw QR fail?", f"qr_raw, {end}", f"qr_pos, {end}")
-            contrast("Does QR with fixed signs beat unit columns?", f"qr_pos, {end}", f"colnorm, {end}")
-            contrast("Does polar beat QR?", f"polar, {end}", f"qr_pos, {end}")
-            contrast("How far is the oracle?", f"exact_svd, {end}", f"qr_pos, {end}")
+            for question, one, other in QUESTIONS:
+                contrast(question, f"{one}, {end}", f"{other}, {end}")
     for rank in RANKS:
         contrast("Orth-Dion as published against Dion", f"qr_pos, EF-P 1, r = {rank:g} d", f"Dion, r = {rank:g} d")
         contrast("Is our Dion the family's colnorm?", f"Dion, r = {rank:g} d", f"colnorm, EF-C 0.05, r = {rank:g} d")
@@ -123,6 +136,21 @@ def nu_table(entries: Entries) -> str:
         measured = Interval.of(entry.column("nu_mean")).text(2)
         rows.append([study, label, measured, _most(entry, "nu_max"), f"{PAPER_NU[rank]:.2f}", noise])
     return markdown(["study", "contestant", "nu, mean", "largest", "paper's mean", "pure noise"], rows)
+
+
+def teacher_table(entries: Entries, study: str) -> str:
+    """Losses on a known spectrum; they fall towards zero, so that factors are compared by the ratio of their losses."""
+    rows = []
+    for (its, label), entry in entries.items():
+        if its != study:
+            continue
+        other = entries.get((study, f"colnorm, {label.partition(', ')[2]}"))
+        mean = sum(entry.at_best().values()) / len(entry.at_best())
+        against = ratio(entry, other).text(2) if other and other is not entry and mean < float("inf") else "-"
+        nu = f"{_mean(entry, 'nu_mean')} / {_most(entry, 'nu_max')}"
+        rows.append([label, _lr(entry), f"{mean:.3g}", against, nu, _mean(entry, "delta_mean"), f"`{entry.command()}`"])
+    header = ["contestant", "lr", "final loss", "ln(colnorm's loss / this), paired", "nu mean / max", "delta", "command"]
+    return markdown(header, rows)
 
 
 def wire_table(entries: Entries) -> str:
@@ -147,6 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
     for study in studies:
         if study == "wire":
             parts.append(f"## {study}\n\n{wire_table(entries)}")
+        elif study.startswith("teacher"):
+            parts.append(f"## {study}\n\n{teacher_table(entries, study)}")
         else:
             parts.append(f"## {study}\n\n{questions(entries, study)}\n\n{main_table(entries, study)}")
     parts.append(f"## nu\n\n{nu_table(entries)}")

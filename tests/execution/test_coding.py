@@ -72,7 +72,7 @@ def sent(codec: str, request: Any) -> float:
     else:
         cut = coder.slices(request.tensor, 0)
         size = sum(part.numel() * part.element_size() for part in coder.encode(cut, Members([0]), slices=1))
-    return sum(plans.get("ring").sent(op.op, 8, op.payload_bytes)[0] for op in coder.ops(size))
+    return sum(plans.get("ring")().sent(op.op, op.payload_bytes, 8)[0] for op in coder.ops(size))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,12 @@ def test_two_shots_encode_slices_then_their_sums(engine: str, codec: str) -> Non
 
     got, _ = run(engine, ask, MeshShape(2, 2), codec)
     wire = codec_named(codec).round_trip
-    # 21 numbers and three of padding, in slices of six; each worker's pass the wire, then the owners' means
-    parts = [wire(pad(own(index, 21), (0, 3)).unflatten(0, (4, 6)), quiet) for index in range(4)]
-    expected = wire(pairwise_sum(parts) / 4, quiet).flatten()[:21].reshape(3, 7)
+
+    def shot(x: Tensor) -> Tensor:
+        """21 numbers and three zeros of padding, in slices of six."""
+        return wire(pad(x, (0, 3)).unflatten(0, (4, 6)), quiet).flatten()[:21]
+
+    expected = shot(pairwise_sum([shot(own(index, 21)) for index in range(4)]) / 4).reshape(3, 7)
     for (mine,) in got:
         assert torch.equal(mine, expected)
 
@@ -207,12 +210,9 @@ def test_sums_in_the_wires_format_round_after_every_addition(engine: str) -> Non
     async def ask(worker: Worker) -> Any:
         return await worker.mesh.shards.sum(of_each(worker, 6, 7))
 
-    (in_run, in_wire), mesh = (
-        [run(engine, ask, MeshShape(1, 6), codec)[0] for codec in ("bf16", "bf16(accumulate=wire)")],
-        MeshShape(1, 6),
-    )
-    plain = pairwise_sum([own(index, 42).bfloat16() for index in range(mesh.workers)]).float().reshape(6, 7)
-    exact = pairwise_sum([own(index, 42).bfloat16().float() for index in range(mesh.workers)]).bfloat16().float()
+    in_run, in_wire = (run(engine, ask, MeshShape(1, 6), codec)[0] for codec in ("bf16", "bf16(accumulate=wire)"))
+    plain = pairwise_sum([own(index, 42).bfloat16() for index in range(6)]).float().reshape(6, 7)
+    exact = pairwise_sum([own(index, 42).bfloat16().float() for index in range(6)]).bfloat16().float()
     for (wide,), (narrow,) in zip(in_run, in_wire, strict=True):
         assert torch.equal(narrow, plain)
         assert torch.equal(wide, exact.reshape(6, 7))
@@ -229,12 +229,9 @@ def test_all_ranks_hold_the_same_gathered_weights(engine: str, codec: str) -> No
 
     async def ask(worker: Worker) -> Any:
         shard = worker.ops.each(lambda index: own(100 + index % 4, 3, 5))
-        axis = worker.labelled("param_gather", "layer", "params").shards
-        forward = await axis.all_gather(shard, -2)
-        backward = await axis.all_gather(shard, -2)
-        other = await worker.labelled("param_gather", "another layer", "params").shards.all_gather(shard, -2)
-        x = torch.stack([forward, backward, other], -3)
-        return x
+        layers = [Label("param_gather", layer, "params") for layer in ("0", "0", "1")]
+        found = [await worker.mesh.labelled(layer).shards.all_gather(shard, -2) for layer in layers]
+        return torch.stack(found, -3)
 
     got, _ = run(engine, ask, MeshShape(2, 4), codec, steps=2)
     for step in (0, 1):
