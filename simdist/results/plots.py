@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from simdist.results.plots_bytes import bytes_by_purpose
-from simdist.results.plots_diagnostics import has_nu, nu_vs_steps
+from simdist.results.plots_diagnostics import drift_vs_steps, drifts, has_nu, nu_vs_steps
 from simdist.results.plots_loss import loss_vs_bytes, loss_vs_steps, loss_vs_time
 from simdist.results.plots_network import computing_vs_bandwidth, time_vs_bandwidth
 from simdist.results.plots_points import Target, Timings, loss_kind, smoothing_window
@@ -49,6 +49,7 @@ def draw_all(runs: Sequence[Run], timed: Timings, target: Target) -> list[Drawn]
         _bytes(runs),
         _computing(runs, timed),
         _nu(runs),
+        _drift(runs),
     ]
 
 
@@ -135,3 +136,14 @@ def _nu(runs: Sequence[Run]) -> Drawn:
         return Drawn("nu_vs_steps", title, "", None, "no run logged ν (set diagnostics.every with Dion or Orth-Dion)")
     caption = "1: no direction of the low-rank update is overstepped. Line: mean over matrices; band: least to most."
     return Drawn("nu_vs_steps", title, caption, nu_vs_steps(runs))
+
+
+def _drift(runs: Sequence[Run]) -> Drawn:
+    title = "How far workers' own memories drift apart"
+    if not any(drifts(run) for run in runs):
+        return Drawn("drift_vs_steps", title, "", None, "no run logged a memory that differs between workers")
+    caption = (
+        "Error feedback and decoupled momentum differ between workers on purpose. Mean over matrices; 1: as far from "
+    )
+    caption += "their mean as the mean is long. Growth without end says that averaging them now and then would pay."
+    return Drawn("drift_vs_steps", title, caption, drift_vs_steps(runs))

@@ -43,3 +43,31 @@ def nu_vs_steps(runs: Sequence[Run]) -> Figure:
     axes.set_ylabel("ν: spectral norm of the update\n(mean over matrices; band: least to most)")
     legend_above(figure, {run.label: styles[run.label] for run in shown})
     return figure
+
+
+def drifts(run: Run) -> list[str]:
+    """Return the columns that say how far workers' own memories are apart, where some of it is finite and not zero."""
+    found = {name: values for name, values in run.diagnostics.items() if name.endswith("_drift")}
+    return [name for name, values in found.items() if bool((np.isfinite(values) & (values > 0)).any())]
+
+
+@with_style
+def drift_vs_steps(runs: Sequence[Run]) -> Figure:
+    """Draw how far workers' own memories (error feedback, decoupled momentum) are from their mean, relative to it."""
+    shown = [(run, name) for run in runs for name in drifts(run)]
+    several = len({name for _, name in shown}) > 1
+
+    def label(run: Run, name: str) -> str:
+        return f"{run.label}: {name.removesuffix('_drift').replace('_', ' ')}" if several else run.label
+
+    styles = line_styles([label(run, name) for run, name in shown])
+    figure, [axes] = new_figure(3.7)
+    for run, name in shown:
+        at, mean, _, _ = over_matrices(run, name)
+        style = styles[label(run, name)]
+        axes.plot(at, mean, label=label(run, name), markevery=marker_spacing(len(at)), **style.keywords())
+    axes.set_xlabel("Optimizer steps")
+    axes.set_ylabel("Deviation of workers' memories\nfrom their mean, relative to it")
+    axes.set_ylim(bottom=0)
+    legend_above(figure, styles)
+    return figure

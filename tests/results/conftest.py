@@ -72,6 +72,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         retimed: Sequence[float] = (),
         val_every: int = 10,
         nu: float | None = None,
+        drift: float | None = None,
         settings: Mapping[str, Any] | None = None,
         network: Mapping[str, Any] | None = None,
     ) -> Path:
@@ -122,7 +123,10 @@ def write_run(tmp_path: Path) -> WriteRun:
             logged = [step for step in range(5, steps + 1, 5) for _ in range(3)]
             values = [nu * (1 + 0.1 * matrix) for _ in range(5, steps + 1, 5) for matrix in range(3)]
             names = [f"block{matrix}" for _ in range(5, steps + 1, 5) for matrix in range(3)]
-            diagnostics = pyarrow.table({"step": logged, "matrix": names, "nu": values})
+            columns: dict[str, Any] = {"step": logged, "matrix": names, "nu": values}
+            if drift is not None:
+                columns["state_drift"] = [drift * step for step in logged]
+            diagnostics = pyarrow.table(columns)
             pyarrow.parquet.write_table(diagnostics, folder / "diagnostics.parquet")
         for speed in retimed:
             at = folder / "retimed" / f"bandwidth={speed:g}"

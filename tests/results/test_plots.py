@@ -23,7 +23,7 @@ def drawn_from(path: Path) -> dict[str, Drawn]:
 @pytest.fixture
 def figures(write_run, tmp_path: Path) -> dict[str, Drawn]:
     write_run("a", optimizer="adamw", sent=4e6, flop_seconds=0.01, retimed=RATES)
-    write_run("b", optimizer="dion", sent=4e5, flop_seconds=0.02, retimed=RATES, nu=1.2)
+    write_run("b", optimizer="dion", sent=4e5, flop_seconds=0.02, retimed=RATES, nu=1.2, drift=0.01)
     return drawn_from(tmp_path)
 
 
@@ -32,7 +32,7 @@ def lines(axes, labels=("AdamW", "Dion")) -> list:
 
 
 def test_every_figure_is_drawn_when_the_data_is_there(figures) -> None:
-    assert len(figures) == 7
+    assert len(figures) == 8
     assert [name for name, drawn in figures.items() if drawn.figure is None] == []
 
 
@@ -104,6 +104,12 @@ def test_nu_band_spans_the_matrices(figures) -> None:
     assert (band.min(), band.max()) == pytest.approx((1.2, 1.44))
 
 
+def test_drift_is_the_mean_over_matrices(figures) -> None:
+    [line] = lines(figures["drift_vs_steps"].figure.axes[0])
+    assert line.get_xdata().tolist() == list(range(5, 201, 5))
+    assert line.get_ydata() == pytest.approx(0.01 * line.get_xdata())
+
+
 def test_files_are_the_same_bytes_each_time(figures, write_run, tmp_path: Path) -> None:
     again = drawn_from(tmp_path)
     for name in figures:
@@ -117,7 +123,7 @@ def test_one_run_without_retimings_leaves_figures_out_with_a_reason(write_run, t
     write_run(retimed=())
     figures = drawn_from(tmp_path)
     reasons = {name: drawn.reason for name, drawn in figures.items() if drawn.figure is None}
-    assert set(reasons) == {"time_vs_bandwidth", "computing_vs_bandwidth", "nu_vs_steps"}
+    assert set(reasons) == {"time_vs_bandwidth", "computing_vs_bandwidth", "nu_vs_steps", "drift_vs_steps"}
     assert "one bandwidth only (100 Mbit/s); `simdist retime" in reasons["time_vs_bandwidth"]
 
 
