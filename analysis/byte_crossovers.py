@@ -1,7 +1,7 @@
 """At which rank does which method send least? Bytes per worker and step against rank, for DDP, FSDP and HSDP.
 
-    python analysis/byte_crossovers.py                  # byte_crossovers.csv, .png and .svg in analysis/byte_crossovers/
-    python analysis/byte_crossovers.py --check          # and compare the forms with the ledgers of real one-step runs
+    python analysis/byte_crossovers.py              # figure and numbers in analysis/byte_crossovers/
+    python analysis/byte_crossovers.py --check      # and compare the forms with the ledgers of real one-step runs
 
 The closed forms are those of cards 0, 1, 3 and 5: bytes sent for one m x n matrix, with ring(k) = (k-1)/k and the cost
 of a batch of equal matrices shared out. Shown is what differs between methods: the optimizer's own traffic, and the
@@ -30,6 +30,8 @@ from simdist.results.plots_style import legend_above, line_styles, log_ticks, ne
 from simdist.results.tables import find_runs
 
 HERE = Path(__file__).resolve().parent
+#: behind a text that lines would run through
+PLATE = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 SCENARIO = HERE.parent / "scenarios" / "orth_dion_verdict.py"
 
 
@@ -49,10 +51,12 @@ class Case:
         """Name of the mesh's kind."""
         if self.shards == 1:
             return f"DDP, {self.replicas} workers"
-        return f"FSDP, {self.shards} workers" if self.replicas == 1 else f"HSDP, {self.replicas} x {self.shards} workers"
+        return (
+            f"FSDP, {self.shards} workers" if self.replicas == 1 else f"HSDP, {self.replicas} x {self.shards} workers"
+        )
 
     def compressed(self, r: int) -> bool:
-        """Whether factors replace the gradient between replicas: only where they are smaller, as microsoft/dion does."""
+        """Whether factors replace the gradient between replicas: only where smaller, as microsoft/dion does."""
         return self.replicas > 1 and (self.m + self.n) * r < self.m * self.n
 
 
@@ -167,7 +171,9 @@ def _panel(axes: Axes, case: Case, ranks: Sequence[int], low: float, high: float
             at.setdefault(rank, []).append(short)
     for rank, texts in at.items():
         axes.axvline(rank, color="#555555", linestyle=":", linewidth=1.2)
-        axes.text(rank / 1.03, low * 1.1, ", ".join(texts), rotation=90, ha="right", va="bottom", fontsize=8)
+        axes.text(
+            rank / 1.03, low * 1.1, ", ".join(texts), rotation=90, ha="right", va="bottom", fontsize=8, bbox=PLATE
+        )
 
 
 # --- the forms against real runs ---------------------------------------------------------------------------------
@@ -182,7 +188,7 @@ CHECK_RANKS = (4, 8, 16, 24)
 
 def real_runs() -> dict[str, dict[str, object]]:
     """Return the optimizer section of each method that the ledger can be asked for."""
-    orth = {"name": "orth_dion", "lr": 0.02}
+    orth: dict[str, object] = {"name": "orth_dion", "lr": 0.02, "orthonormalization": "gram"}
     return {
         "dense gradient (AdamW)": {"name": "adamw", "lr": 0.001},
         "Muon, all-to-all": {"name": "muon", "lr": 0.02, "form": "owner"},

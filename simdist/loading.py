@@ -2,12 +2,12 @@
 
 A path is a Python file with ``scenario()`` or ``sweep()``, a YAML file, or a run folder (its ``scenario.yaml``).
 
-Overrides are dotted keys with YAML values, in any order. Six keys choose what a section is: ``workload.name``,
-``optimizer.name``, ``schedule.name``, ``network.topology``, ``engine.name``, ``compute.device``. Setting one of them
-to something new starts that section afresh, from the new choice's own defaults and the other overrides. Only keys
-that all choices share keep their values, where these are not just the old choice's defaults (network: bandwidth,
-latency, collectives, mode; engine: device, threads, chunk; compute: mfu, speeds). An optimizer shares nothing: a
-learning rate means something else under every rule.
+Overrides are dotted keys with YAML values, in any order. Some keys choose what a section is: ``workload.name``,
+``optimizer.name``, ``schedule.name``, ``compression.replicas.name``, ``compression.shards.name``, ``network.topology``,
+``engine.name``, ``compute.device``. Setting one of them to something new starts that section afresh, from the new
+choice's own defaults and the other overrides. Only keys that all choices share keep their values, where these are not
+just the old choice's defaults (network: bandwidth, latency, collectives, mode; engine: device, threads, chunk; compute:
+mfu, speeds). An optimizer shares nothing: a learning rate means something else under every rule.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ CHOICES: dict[str, tuple[str, frozenset[str]]] = {
     "workload": ("name", frozenset()),
     "optimizer": ("name", frozenset()),
     "schedule": ("name", frozenset()),
+    "compression.replicas": ("name", frozenset()),
+    "compression.shards": ("name", frozenset()),
     "network": ("topology", frozenset({"bandwidth", "latency", "collectives", "mode"})),
     "engine": ("name", frozenset({"device", "threads", "chunk"})),
     "compute": ("device", frozenset({"mfu", "speeds"})),
@@ -214,10 +216,18 @@ def override(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
             data[section] = plain(data[section], KINDS)
     # first what a section is, then its keys: so the order of the arguments does not matter
     for section, (choice, shared) in CHOICES.items():
-        key = f"{section}.{choice}"
-        if key in changes and isinstance(data[section], dict) and changes[key] != data[section].get(choice):
-            old = getattr(scenario, section)
-            data[section] = {k: data[section][k] for k in shared if getattr(old, k) != _default(old, k)}
+        key, (*outer, last) = f"{section}.{choice}", section.split(".")
+        if key not in changes:
+            continue
+        inside: Any = data
+        old: Any = scenario
+        for part in outer:
+            inside, old = inside[part], getattr(old, part)
+        if not isinstance(inside.get(last), dict):
+            inside[last] = {}
+        elif changes[key] != inside[last].get(choice):
+            was = getattr(old, last)
+            inside[last] = {k: inside[last][k] for k in shared if getattr(was, k) != _default(was, k)}
     for key in sorted(changes, key=lambda key: key.count(".")):
         _put(data, key.split("."), changes[key], key)
     return checked(Scenario, data)

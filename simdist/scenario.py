@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from simdist.choosing import Kind, plain, problem
 from simdist.codecs import codec_named
@@ -112,6 +120,9 @@ Compressed = Annotated[
 class CompressionSettings(Settings):
     """Gradient compression with a memory, by axis (``simdist list codecs``); null averages gradients as usual.
 
+    On an axis of size one there is nothing to compress, and the section changes nothing, so that one scenario serves for
+    any mesh.
+
     Attributes:
         replicas: in place of the all-reduce over replicas (DDP, HSDP). Parameters whose rule brings replicas together
             by itself (Dion's factors) are left to it.
@@ -121,12 +132,12 @@ class CompressionSettings(Settings):
     replicas: Compressed = None
     shards: Compressed = None
 
-    @model_validator(mode="after")
-    def _defined_there(self) -> CompressionSettings:
-        for axis, method in (("replicas", self.replicas), ("shards", self.shards)):
-            if method is not None:
-                method.check(axis)
-        return self
+    @field_validator("replicas", "shards")
+    @classmethod
+    def _defined_there(cls, value: Compression | None, info: ValidationInfo) -> Compression | None:
+        if value is not None:
+            value.check(str(info.field_name))
+        return value
 
 
 class EvaluationSettings(Settings):

@@ -32,8 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "linalg": set(),
     "codecs": set(),
     # the algorithm side
-    "optimizers": {"program", "linalg", "codecs"},
-    "compression": {"program", "linalg", "codecs"},
+    "exchange": {"program", "codecs"},
+    "optimizers": {"program", "linalg", "codecs", "exchange"},
+    "compression": {"program", "linalg", "codecs", "exchange"},
     "workloads": {"program"},
     "parallelism": {"program", "linalg", "optimizers", "compression"},
     "schedules": {"program", "linalg", "optimizers", "compression", "parallelism"},
@@ -230,7 +231,7 @@ def test_libraries_are_declared() -> None:
     project = text[: text.index("dev = [")]
     declared = {name.lower() for name in re.findall(r'^ *(?:\w+ = \[)?"([A-Za-z0-9_-]+)>=', project, re.MULTILINE)}
     distribution = {"yaml": "pyyaml", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}
-    known = {"simdist", *sys.stdlib_module_names}
+    known = {"simdist", "analysis", *sys.stdlib_module_names}
     roots = {found.module.split(".")[0]: file for file in FILES + SCRIPTS for found in imports_of(file)}
     missing = {
         root: file

@@ -15,6 +15,7 @@ from torch import Tensor
 from simdist.assembly import build_engine, build_job, build_task
 from simdist.cli import app
 from simdist.errors import InputError, ProgramError
+from simdist.execution.engine import LocalEngine
 from simdist.loading import load_scenario, override, parse_set
 from simdist.optimizers import AdamW
 from simdist.optimizers.torch_optimizer import TorchOptimizer
@@ -22,9 +23,10 @@ from simdist.running import run
 from simdist.scenario import Scenario, check_fits
 from simdist.yaml_text import parse
 
+# square, as SOAP's eigenvectors of a Gram matrix without full rank are decided by rounding
 SMALL: dict[str, Any] = {
     "steps": 3,
-    "workload": {"name": "teacher", "rows": 7, "columns": 5},
+    "workload": {"name": "teacher", "rows": 7, "columns": 7},
     "mesh": {"replicas": 2, "shards": 2},
     "lr_schedule": {"warmup": 2},
 }
@@ -126,6 +128,7 @@ REFUSED: list[tuple[Any, str]] = [
     ("pytorch_optimizer:AliG", r"takes no learning rate 'lr'"),
     ("pytorch_optimizer:GSAM", r"needs the argument 'base_optimizer'"),
     ("pytorch_optimizer:EmoNavi", r"steers by the loss"),
+    ("pytorch_optimizer:PCGrad", r"acts in pc_backward\(\)"),
     ("pytorch_optimizer:Muon", r"optimizer: Muon refuses its arguments: ValueError: `use_muon` must be set"),
     ("pytorch_optimizer:Lookahead", r"optimizer\.base: got None for Lookahead; expected \{name: torch\.optim:SGD"),
     ({**LOOKAHEAD, "base": {"name": "torch.optim:SGD", "momentums": 1}}, r"base\.momentums: got an unknown key"),
@@ -222,7 +225,7 @@ def test_the_ledger_shows_what_is_gathered(tmp_path: Path) -> None:
         return sorted({(row["step"], row["op"], row["tensor"], row["payload_bytes"]) for row in booked})
 
     assert sent("pytorch_optimizer:AdaBelief", "shards") == []
-    whole = 4 * 2 * 7 * 5  # both matrices, with a row of padding less than 2 x 4
+    whole = 4 * 2 * 7 * 7  # both matrices, with a row of padding less than 2 x 4
     gathered = sent({"name": "pytorch_optimizer:Lamb", "auxiliary": {"lr": 0.01}}, "gathered")
     matrices = "matrices.0+matrices.1"
     assert [(step, op, tensor) for step, op, tensor, _ in gathered] == [
@@ -232,3 +235,25 @@ def test_the_ledger_shows_what_is_gathered(tmp_path: Path) -> None:
         (3, "all_gather", f"{matrices}:gradient"),
     ]
     assert {size for *_, size in gathered} == {whole // 7 * 8}
+
+
+def test_rounded_wires_do_not_round_the_parameters_in_every_step(tmp_path: Path) -> None:
+    """Kept parameters start from what travelled; gathered ones only lend their rounded values to the step."""
+
+    def last(**settings: Any) -> Tensor:
+        chosen = scenario({"name": "torch.optim:SGD", "lr": 1e-6, "runs_on": "gathered", **settings}, wire=ROUNDED)
+        with build_engine(chosen, build_job(chosen, build_task(chosen))) as trained:
+            for _ in trained.steps(1, chosen.steps):
+                pass
+            assert isinstance(trained, LocalEngine)
+            (matrices,) = (x for x in trained.states[0].params if x.ndim == 3)
+            return matrices[0]
+
+    start = build_task(scenario("torch.optim:SGD")).initial()["matrices.0"][:4]
+    moved = float((last(gather_parameters=True) - start).abs().max())
+    assert 0 < moved < 1e-4, "the rate is tiny, and so is each step: nothing was rounded"
+    rounding = float((last() - start).abs().max())
+    assert 1e-4 < rounding < 0.01, "to the eight bits of bfloat16, once"
+
+
+ROUNDED = {"params": "bf16"}

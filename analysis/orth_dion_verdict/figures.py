@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,6 +36,10 @@ def _whisker(axes: Axes, x: float, found: Interval, factor: str) -> None:
     axes.errorbar([x], [found.mean], yerr=[half], capsize=3, elinewidth=1.3, **style)
 
 
+def _grey_line(dashes: Any, width: float = 1.4) -> Line2D:
+    return Line2D([], [], color=GREY, linestyle=dashes, linewidth=width)
+
+
 def _finite(entry: Entry | None) -> Interval | None:
     if entry is None:
         return None
@@ -61,7 +66,7 @@ def loss_by_factor(entries: Entries) -> Figure:
         axes.set_title(memory, fontsize=9.5)
         axes.set_xlabel("Rank")
     panels[0].set_ylabel("Final validation loss\n(nats per byte; whiskers: 95 % over seeds)")
-    lines = [(Line2D([], [], color=GREY, linestyle=dashes), text) for dashes, text in REFERENCES.values()]
+    lines = [(_grey_line(dashes), text) for dashes, text in REFERENCES.values()]
     legend_above(figure, STYLES, lines)
     return figure
 
@@ -164,7 +169,7 @@ def teacher_nu(entries: Entries) -> Figure:
     axes.set_xlabel("Rank r (log)")
     axes.set_ylabel("ν of column normalisation,\nmean over steps and matrices (log)")
     references = {"worst case √r": ("-", 1.2), "pure noise 1 + √(r/m)": (":", 1.6)}
-    lines = [(Line2D([], [], color=GREY, linestyle=d, linewidth=w), text) for text, (d, w) in references.items()]
+    lines = [(_grey_line(dashes, width), text) for text, (dashes, width) in references.items()]
     legend_above(figure, styles, lines)
     return figure
 

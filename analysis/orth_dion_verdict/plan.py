@@ -142,7 +142,11 @@ def _grid(study: str, factors: Sequence[str], memories: Sequence[str], ranks: Se
     settings = LARGE if study == "large" else {}
     return [
         Contestant(
-            study, f"{factor}, {memory}, r = {rank:g} d", orth_dion(factor, *MEMORIES[memory][:2], rank), settings, start
+            study,
+            f"{factor}, {memory}, r = {rank:g} d",
+            orth_dion(factor, *MEMORIES[memory][:2], rank),
+            settings,
+            start,
         )
         for factor, memory, rank in itertools.product(factors, memories, ranks)
         for start in [MEMORIES[memory][2]]
@@ -178,7 +182,7 @@ def _adaptive() -> list[Contestant]:
 
 
 def _wires() -> list[Contestant]:
-    """Bytes of adaptive rank on four shards, active and padded wire form, beside fixed ranks: at the start and r_cap."""
+    """Bytes of adaptive rank on four shards, active and padded, beside the fixed ranks it starts from and may reach."""
     ada = {"name": "ada_orth_dion", **SHARED, "rank_fraction": 0.25}
     fixed = orth_dion("qr_pos", "paper", 1.0, 0.25)
     sections = {
@@ -196,7 +200,7 @@ TEACHERS: dict[str, tuple[Any, float]] = {
     "rank 8, exact": ((1.0,) * 8, 0.0),
     "flat, exact": (0.0, 0.0),
     "1/k, exact": (1.0, 0.0),
-    "1/k, noisy": (1.0, 0.3),
+    "1/k, noisy": (1.0, 0.1),
 }
 
 

@@ -88,9 +88,8 @@ class Entry:
 
     @property
     def on_edge(self) -> bool:
-        """Whether the best learning rate is the last that was tried on its side, so that a better one may lie beyond."""
-        tried = [lr for lr, _ in self.rows]
-        return len(set(tried)) > 1 and self.best in (min(tried), max(tried)) and self.best in (GRID[0], GRID[-1])
+        """Whether the best learning rate is an end of the grid, so that a better one may lie beyond."""
+        return self.best in (GRID[0], GRID[-1])
 
     @property
     def diverged(self) -> int:
@@ -172,6 +171,6 @@ def pooled_gap(pairs: Sequence[tuple[Entry, Entry]]) -> Interval:
 
 
 def ratio(one: Entry, other: Entry) -> Interval:
-    """Return the natural logarithm of ``other``'s loss over ``one``'s, over common seeds: for losses that fall to zero."""
+    """Return ln(loss of ``other`` / loss of ``one``) over their common seeds: for losses that fall to zero."""
     mine, theirs = one.at_best(), other.at_best()
     return Interval.of([math.log(theirs[seed] / mine[seed]) for seed in sorted(mine.keys() & theirs.keys())])

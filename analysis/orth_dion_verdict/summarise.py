@@ -149,7 +149,15 @@ def teacher_table(entries: Entries, study: str) -> str:
         against = ratio(entry, other).text(2) if other and other is not entry and mean < float("inf") else "-"
         nu = f"{_mean(entry, 'nu_mean')} / {_most(entry, 'nu_max')}"
         rows.append([label, _lr(entry), f"{mean:.3g}", against, nu, _mean(entry, "delta_mean"), f"`{entry.command()}`"])
-    header = ["contestant", "lr", "final loss", "ln(colnorm's loss / this), paired", "nu mean / max", "delta", "command"]
+    header = [
+        "contestant",
+        "lr",
+        "final loss",
+        "ln(colnorm's loss / this), paired",
+        "nu mean / max",
+        "delta",
+        "command",
+    ]
     return markdown(header, rows)
 
 

@@ -37,5 +37,6 @@ def from_bytes(data: Tensor, like: Sequence[Tensor]) -> Payload:
     """Return the payload of :func:`to_bytes`; ``like`` gives each tensor's dtype and last dimension."""
     sizes = [part.shape[-1] * part.element_size() for part in like]
     parts = data.split(sizes, -1)
-    # a copy, as a view of another dtype needs an aligned start
-    return tuple(part.clone().view(sample.dtype) for part, sample in zip(parts, like, strict=True))
+    # a copy, as a view of another dtype needs an aligned start, and plain strides even where a dimension has one entry
+    copies = (part.clone(memory_format=torch.contiguous_format) for part in parts)
+    return tuple(part.view(sample.dtype) for part, sample in zip(copies, like, strict=True))

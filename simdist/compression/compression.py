@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from simdist.errors import InputError
@@ -33,6 +34,7 @@ class Link:
         scatter: whether each member wants only its own slice of the mean (``shards``) or all of it (``replicas``).
         step: the step, from 1.
         lr: the scheduled learning rate of the parameter's rule.
+        real: which numbers of the gradient, as :meth:`flat` lays it out, are no padding; None: all.
     """
 
     axis: Axis
@@ -42,6 +44,12 @@ class Link:
     scatter: bool
     step: int = 0
     lr: float = 0.0
+    real: Tensor | None = None
+
+    @property
+    def key(self) -> str:
+        """What noise is drawn for (see :class:`simdist.exchange.Channel`, which this is)."""
+        return f"compression/{self.axis.name}/{self.name}"
 
     @property
     def dims(self) -> int:
@@ -62,6 +70,21 @@ class Link:
         shaped: Tensor = flat.unflatten(-1, self.shape)
         return shaped
 
+    def clean(self, flat: Tensor) -> Tensor:
+        """Return messages laid out as :meth:`flat` does, with zeros where the gradient is padding.
+
+        Codecs without a zero (signs), and those that mix numbers (a truncated cosine transform), make something of
+        padding; in a memory it would be sent again and again, and count in scales.
+        """
+        return flat if self.real is None else torch.where(self.real, flat, 0)
+
+    def clean_mean(self, flat: Tensor) -> Tensor:
+        """Return what this member gets, ``[..., length]``, with zeros where it is padding."""
+        if self.real is None:
+            return flat
+        mine = self.axis.share(self.real, -2).squeeze(-2) if self.scatter else self.real
+        return torch.where(mine, flat, 0)
+
 
 class Compression(Settings, ABC):
     """A way to average gradients over one axis; its fields are its settings."""
@@ -75,12 +98,17 @@ class Compression(Settings, ABC):
         """Raise InputError when the method is not defined for an axis."""
         if axis not in self.axes:
             raise InputError(
-                f"compression.{axis}: got {self.name!r}, which is defined for {' and '.join(self.axes)} only; expected "
-                f"compression.{self.axes[0]}, or another method"
+                f"got {self.name!r}, which is defined for {' and '.join(self.axes)} only; expected it under "
+                f"compression.{self.axes[0]}, or another method here"
             )
 
     def takes(self, shape: tuple[int, ...]) -> bool:
-        """Return whether a tensor of these rows is compressed; the others are averaged as usual."""
+        """Return whether a tensor is compressed; the others are averaged as usual.
+
+        Args:
+            shape: of what one exchange is about: this worker's (padded) rows over ``replicas``, those of all members
+                over ``shards``.
+        """
         return True
 
     @abstractmethod
@@ -97,7 +125,8 @@ class Compression(Settings, ABC):
             link: where and when.
 
         Returns:
-            ``[..., *shape]``, the same bits on all members (scattered: this member's slice), and the new state.
+            ``[..., *shape]``, the same bits on all members (scattered: this member's slice), and the new state. What
+            the mean has in padding rows is dropped; a state keeps its padding zero (:meth:`Link.clean`).
         """
 
     def memory(self, state: Any, link: Link) -> dict[str, Tensor]:

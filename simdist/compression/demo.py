@@ -26,8 +26,9 @@ class DeMo(Compression):
 
     ``delta <- decay delta + w G``; per chunk the ``k`` largest of its cosine coefficients travel and leave delta;
     coefficients are merged by their mean over the workers that sent them. What stands for the gradient is in units of
-    ``w G``; the reference takes its sign: optimizer ``signum`` with beta 0. Chunks are c x c with c the largest divisor
-    of each side up to ``chunk`` (vectors: length c). Sent per worker, n members: ``(n - 1) chunks k (b_index + b_value)``.
+    ``w G``; the reference takes its sign: optimizer ``signum`` with beta 0. Chunks are a x b with a and b the largest
+    divisors of the two sides up to ``chunk`` (vectors: length a; more dimensions: all but the first are joined). Sent
+    per worker, n members: ``(n - 1) chunks k (b_index + b_value)``; ``k`` is at most a chunk's numbers.
 
     A coefficient that was sent but is exactly zero counts as not sent.
 
@@ -59,7 +60,7 @@ class DeMo(Compression):
         size = chunks.shape[-dims:].numel()
         codec = codec_named(f"topk(k={min(self.k, size)}, chunk={size}, index={self.index}, values={self.values})")
         # two transforms of each chunk: two products with c x c matrices, forth and back
-        await link.worker.compute(4.0 * dims * link.numel * chunks.shape[-1], "dct")
+        await link.worker.compute(4.0 * link.numel * sum(chunks.shape[-dims:]), "dct")
         coefficients = dct(chunks, dims).flatten(-dims)
         messages, own = await gathered(codec, coefficients.flatten(-2), link)
         merged = total(messages)
@@ -70,7 +71,8 @@ class DeMo(Compression):
         def back(flat: Tensor) -> Tensor:
             return self._unchunked(idct(flat.unflatten(-1, chunks.shape[-dims:]), dims), link)
 
-        return back(merged), Momentum(delta - back(sent))
+        left = link.clean(link.flat(delta - back(sent)))
+        return back(merged), Momentum(link.shaped(left))
 
     def _sides(self, link: Link) -> tuple[int, int]:
         """Return the number of rows and the joined columns (1 for vectors)."""

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from simdist.codecs import codec_named
 from simdist.compression.compression import Compression, Link, compressions
 from simdist.compression.error_feedback import CodecName
-from simdist.compression.exchange import average, cut, dealt, gathered, summed, uncut
-from simdist.errors import InputError
+from simdist.compression.exchange import average, clean_slice, cut, dealt, encoded, gathered, returned, summed, uncut
 from simdist.settings import Fraction
 
 
+def _some(value: float) -> float:
+    if value == 0:
+        raise ValueError("got 0, which lets no gradient in; expected a number above 0, and at most 1")
+    return value
+
+
+Share = Annotated[Fraction, AfterValidator(_some)]
+
+
 class Estimates(NamedTuple):
-    """``own``: this worker's g_i, like its gradient; ``mean``: g, all members' mean; ``momentum``: v_i, or empty."""
+    """What workers hold of each other's gradients, flat.
+
+    Attributes:
+        own: this worker's g_i, like its gradient.
+        mean: g, the mean of all members' g_i (over shards: of this member's slices).
+        momentum: v_i, or empty without momentum.
+        started: 0 before the first step, then 1.
+    """
 
     own: Tensor
     mean: Tensor
@@ -30,25 +47,26 @@ class EF21(Compression):
     ``c_i = C(v_i - g_i)`` travels; ``g_i += c_i``; ``g += mean c_i`` stands for the gradient, so g = mean g_i always.
     ``v_i = (1 - eta) v_i + eta G_i`` with ``eta`` below 1 (EF21-SGDM): on noisy gradients plain EF21 (eta 1) stalls.
 
+    Means of two-shot and of rounded codecs come back in the run's number format: a second rounding would part g from the
+    mean of the g_i for good. The codec should be a contraction, as for error feedback.
+
     Attributes:
-        start: ``zero``, or ``dense``: the first gradient is sent whole (under ``wire.grads``) to begin from.
+        codec: C, see ``error_feedback``.
+        eta: weight of the new gradient; 1: no momentum.
+        start: ``zero``, or ``dense``: the first gradient is sent whole, in the run's number format, to begin from.
     """
 
     name: str = "ef21"
     codec: CodecName = "topk"
-    eta: Fraction = 1.0
+    eta: Share = 1.0
     start: Literal["zero", "dense"] = "zero"
-
-    def check(self, axis: str) -> None:
-        super().check(axis)
-        if self.eta == 0:
-            raise InputError(f"compression.{axis}.eta: got 0, which lets no gradient in; expected above 0, at most 1")
 
     def init(self, link: Link, x: Tensor) -> Estimates:
         flat = link.flat(x)
-        mean = flat.select(-2, 0) if link.scatter else flat
-        momentum = flat if self.eta < 1 else flat.narrow(-1, 0, 0)
-        return Estimates(flat.clone(), mean.clone(), momentum.clone(), flat.new_zeros(()))
+        # the same on all members over replicas: a cohort must not hold it once for each
+        mean = link.worker.ops.alike(flat.new_zeros(flat.shape[-1]))
+        momentum = flat.clone() if self.eta < 1 else flat.narrow(-1, 0, 0)
+        return Estimates(flat.clone(), mean, momentum, flat.new_zeros(()))
 
     async def mean(self, x: Tensor, state: Any, link: Link) -> tuple[Tensor, Estimates]:
         flat, first = link.flat(x), not bool(state.started)
@@ -59,31 +77,34 @@ class EF21(Compression):
         # difference, encoding, decoding, and two sums
         await link.worker.compute(5.0 * link.numel, "compress")
         if first and self.start == "dense":
-            own = target
-            if link.scatter:
-                mean = (await link.axis.reduce_scatter(target, -2, mean=True)).squeeze(-2)
-            else:
-                mean = await link.axis.mean(target)
+            own, mean = target, await self._whole(target, link)
         else:
             change, sent = await self._exchange(target - state.own, link)
-            own, mean = state.own + sent, state.mean + change
-        return link.shaped(mean), Estimates(own, mean, momentum, state.started + (1 - state.started))
+            own, mean = state.own + link.clean(sent), state.mean + link.clean_mean(change)
+        return link.shaped(mean), Estimates(own, mean, momentum, torch.ones_like(state.started))
+
+    async def _whole(self, target: Tensor, link: Link) -> Tensor:
+        axis = encoded(link.axis, {torch.float32: "fp32", torch.float64: "fp64"}[target.dtype])
+        if link.scatter:
+            mine: Tensor = await axis.reduce_scatter(target, -2, mean=True, wire="packed")
+            return mine.squeeze(-2)
+        mean: Tensor = await axis.mean(target, wire="packed")
+        return mean
 
     async def _exchange(self, difference: Tensor, link: Link) -> tuple[Tensor, Tensor]:
         codec = codec_named(self.codec)
         if codec.reduction == "sum":
-            return await summed(codec, difference, link)
+            return await summed(codec, difference, link, exact=True)
         if link.scatter:
             messages, own = await dealt(codec, difference, link)
             return average(messages), own
         if codec.reduction == "gather":
             messages, own = await gathered(codec, difference, link)
             return average(messages), own
-        # sums return exactly: a second rounding would part g from the mean of the g_i for good
         length = difference.shape[-1]
         messages, sent = await dealt(codec, cut(difference, link.axis.size), link)
-        whole = await link.axis.all_gather(average(messages).unsqueeze(-2), -2, wire="grads")
-        return uncut(whole, length), uncut(sent, length)
+        slice_mean = clean_slice(average(messages), length, link)
+        return await returned(slice_mean, length, link), uncut(sent, length)
 
     def memory(self, state: Any, link: Link) -> dict[str, Tensor]:
         return {"estimate": state.own.flatten(-1 - link.scatter)}

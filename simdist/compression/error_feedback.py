@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simdist.codecs import Codec, codec_named
 from simdist.compression.compression import Compression, Link, compressions
-from simdist.compression.exchange import average, cut, dealt, gathered, summed, uncut
+from simdist.compression.exchange import average, clean_slice, cut, dealt, gathered, returned, summed, uncut
 from simdist.registry import absolute
 from simdist.settings import Fraction
 
@@ -38,18 +38,24 @@ class Memory(NamedTuple):
 
 @compressions.register("error_feedback")
 class ErrorFeedback(Compression):
-    """Any codec, with its error added to the next gradient (EF14; EF-sign and EF-top-k by the codec named).
+    """Any codec, with its error added to the next gradient (EF14, 2014; EF-top-k and EF-sign, arXiv 1901.09847).
 
     ``p = G + decay e``; ``c = C(p)`` travels; ``e = p - c``; the mean of all c stands for the gradient. Here the
-    learning rate comes after (the rule's), so errors are not rescaled when it changes.
+    learning rate comes after (the rule's), so errors are not rescaled when it changes. Tensor by tensor.
+
+    The codec should be a contraction: what blows numbers up to be unbiased (``randk(rescale=True)``) makes errors grow
+    without bound.
 
     Attributes:
         codec: what travels. Codecs that sum (casts, ``randk``) are all-reduced; ``gather`` codecs (``topk``) are
-            gathered, ``(n - 1) s`` bytes; ``two_shot`` ones (``sign``, ``int8``) go to the slices' owners and back.
-        decay: 1 keeps all that was left out (then sums telescope exactly), less forgets.
-        momentum: of deep gradient compression: ``u = momentum u + G`` is compressed in place of G.
+            gathered, ``(n - 1) s`` bytes; ``two_shot`` ones (``sign``, ``int8``) go to the slices' owners and back,
+            with a scale for each slice. Over shards each slice is a message of its own, and goes to its owner.
+        decay: 1 keeps all that was left out (then sums telescope), less forgets.
+        momentum: of deep gradient compression (arXiv 1712.01887): ``u = momentum u + G`` is compressed in place of G.
+            Its momentum factor masking and clipping are not done.
         way_back: how two-shot sums return: ``compressed``, with an error memory at their owners, as 1-bit Adam does
-            (arXiv 2102.02888), or ``exact``, under the codec ``wire.grads``.
+            (arXiv 2102.02888), or ``exact``, in the run's number format. Sums of codecs that sum come back in the
+            codec's format, and what is rounded there is lost.
     """
 
     name: str = "error_feedback"
@@ -76,7 +82,7 @@ class ErrorFeedback(Compression):
         # encoding and decoding once each, and the sum with the error
         await link.worker.compute(4.0 * link.numel, "compress")
         mean, own, sum_error = await self._exchange(codec, p, memory.sum_error, link)
-        return link.shaped(mean), Memory(p - own, sum_error, momentum)
+        return link.shaped(mean), Memory(link.clean(p - own), sum_error, momentum)
 
     async def _exchange(self, codec: Codec, p: Tensor, sum_error: Tensor, link: Link) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean, this worker's own message as the others see it, and the owner's new error."""
@@ -89,16 +95,15 @@ class ErrorFeedback(Compression):
             messages, own = await gathered(codec, p, link)
             mean = average(messages)
         else:
-            members, length = link.axis.size, p.shape[-1]
-            messages, sent = await dealt(codec, cut(p, members), link)
-            own, slice_mean = uncut(sent, length), average(messages)
+            length = p.shape[-1]
+            messages, sent = await dealt(codec, cut(p, link.axis.size), link)
+            own, slice_mean = uncut(sent, length), clean_slice(average(messages), length, link)
             if self.way_back == "exact":
-                whole = await link.axis.all_gather(slice_mean.unsqueeze(-2), -2, wire="grads")
+                mean = await returned(slice_mean, length, link)
             else:
                 slice_mean = slice_mean + sum_error
-                whole, back = await gathered(codec, slice_mean, link, "/sum")
-                sum_error = slice_mean - back
-            mean = uncut(whole, length)
+                whole, back = await gathered(codec, slice_mean, link, "sum")
+                mean, sum_error = uncut(whole, length), clean_slice(slice_mean - back, length, link)
         return mean, own, sum_error
 
     def memory(self, state: Any, link: Link) -> dict[str, Tensor]:

@@ -4,15 +4,17 @@ Bytes sent per worker, n members, s bytes of one encoded message, ring(n) = (n -
 
 - :func:`gathered`: every payload to everybody, ``(n - 1) s``;
 - :func:`dealt`: slice i of every member to member i, ``ring(n) s`` for s bytes of all slices;
-- :func:`summed`: payloads of linear codecs, an all-reduce ``2 ring(n) s`` or a reduce-scatter ``ring(n) s``.
+- :func:`summed`: payloads of linear codecs, an all-reduce ``2 ring(n) s`` or a reduce-scatter ``ring(n) s``;
+- :func:`returned`: slices back to everybody as plain numbers, ``ring(n)`` of the whole.
 
-All return what became of this worker's own message as well: what error feedback compares with.
+All but the last return what became of this worker's own message as well: what error feedback compares with.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -22,13 +24,18 @@ from simdist.compression.noise import receiver_noise, sender_noise
 from simdist.program import Axis
 
 
-async def gathered(codec: Codec, x: Tensor, link: Link, what: str = "") -> tuple[Tensor, Tensor]:
-    """Return all members' decoded messages ``[..., members, length]`` and this worker's own ``[..., length]``."""
+async def gathered(codec: Codec, x: Tensor, link: Link, part: str = "") -> tuple[Tensor, Tensor]:
+    """Return all members' decoded messages ``[..., members, length]`` and this worker's own ``[..., length]``.
+
+    Args:
+        part: of the exchange, for the ledger, and to tell its noise from that of the others.
+    """
     length = x.shape[-1]
-    payload = codec.encode(x, sender_noise(codec, link, what))
-    own = codec.decode(payload, length, x.dtype, sender_noise(codec, link, what))
-    data = await _axis(codec, link).all_gather(to_bytes(payload).unsqueeze(-2), -2, wire="packed")
-    whole = codec.decode(from_bytes(data, payload), length, x.dtype, receiver_noise(codec, link, what=what))
+    payload = codec.encode(x, sender_noise(codec, link, part))
+    own = codec.decode(payload, length, x.dtype, sender_noise(codec, link, part))
+    axis = encoded(link.axis, codec.label)
+    data = await axis.all_gather(to_bytes(payload).unsqueeze(-2), -2, part=part, wire="packed")
+    whole = codec.decode(from_bytes(data, payload), length, x.dtype, receiver_noise(codec, link, what=part))
     return whole, own
 
 
@@ -36,28 +43,61 @@ async def dealt(codec: Codec, x: Tensor, link: Link) -> tuple[Tensor, Tensor]:
     """Return the members' decoded slices for this member ``[..., members, length]``, and this worker's own slices.
 
     Args:
-        x: this worker's slices ``[..., members, length]``.
+        x: this worker's slices ``[..., members, length]``, each a message.
     """
     length = x.shape[-1]
     payload = codec.encode(x, sender_noise(codec, link))
     own = codec.decode(payload, length, x.dtype, sender_noise(codec, link))
-    data = await _axis(codec, link).all_to_all(to_bytes(payload), split_dim=-2, concat_dim=-2, wire="packed")
+    axis = encoded(link.axis, codec.label)
+    data = await axis.all_to_all(to_bytes(payload), split_dim=-2, concat_dim=-2, wire="packed")
     noise = receiver_noise(codec, link, slices=x.shape[-2])
     return codec.decode(from_bytes(data, payload), length, x.dtype, noise), own
 
 
-async def summed(codec: Codec, x: Tensor, link: Link) -> tuple[Tensor, Tensor]:
-    """Return the mean message of a linear codec ``[..., length]`` and this worker's own (scattered: its slices)."""
+async def summed(codec: Codec, x: Tensor, link: Link, exact: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the mean message of a linear codec ``[..., length]`` and this worker's own (scattered: its slices).
+
+    Numbers are added in the codec's ``sum_dtype``. Where that is the format that travels, as they go; else slices go to
+    owners, who add, and come back: the same bytes.
+
+    Args:
+        exact: means come back in the run's number format (with more bytes if the codec's is coarser).
+    """
     length = x.shape[-1]
     payload = codec.encode(x, sender_noise(codec, link))
     own = codec.decode(payload, length, x.dtype, sender_noise(codec, link))
-    axis, parts = _axis(codec, link), []
-    for part in payload:
+    axis = encoded(link.axis, codec.label)
+    wide = x.dtype if exact else codec.sum_dtype(x.dtype)
+    parts = []
+    for numbers in payload:
+        as_it_goes, count = numbers.dtype == wide, numbers.shape[-1]
         if link.scatter:
-            parts.append((await axis.reduce_scatter(part, -2, mean=True, wire="packed")).squeeze(-2))
+            if as_it_goes:
+                parts.append((await axis.reduce_scatter(numbers, -2, mean=True, wire="packed")).squeeze(-2))
+            else:
+                parts.append(await _mean_slice(numbers, wide, axis))
+        elif as_it_goes:
+            parts.append(await axis.mean(numbers, wire="packed"))
         else:
-            parts.append(await axis.mean(part, wire="packed"))
+            mean = await _mean_slice(cut(numbers, axis.size), wide, axis)
+            if exact:
+                parts.append(await returned(mean, count, link))
+            else:
+                # a mean is within the range of what it is the mean of: no saturation
+                back = await axis.all_gather(mean.to(numbers.dtype).unsqueeze(-2), -2, part="sum", wire="packed")
+                parts.append(uncut(back, count))
     return codec.decode(tuple(parts), length, x.dtype, receiver_noise(codec, link)), own
+
+
+async def _mean_slice(slices: Tensor, dtype: torch.dtype, axis: Axis) -> Tensor:
+    arrived = await axis.all_to_all(slices, split_dim=-2, concat_dim=-2, wire="packed")
+    return average(arrived.to(dtype))
+
+
+async def returned(slice_mean: Tensor, length: int, link: Link) -> Tensor:
+    """Return the whole ``[..., length]`` of every owner's slice ``[..., slice]``, in the run's number format."""
+    axis = encoded(link.axis, {torch.float32: "fp32", torch.float64: "fp64"}[slice_mean.dtype])
+    return uncut(await axis.all_gather(slice_mean.unsqueeze(-2), -2, part="sum", wire="packed"), length)
 
 
 def cut(x: Tensor, members: int) -> Tensor:
@@ -69,6 +109,15 @@ def cut(x: Tensor, members: int) -> Tensor:
 def uncut(slices: Tensor, length: int) -> Tensor:
     """Undo :func:`cut`."""
     return slices.flatten(-2).narrow(-1, 0, length)
+
+
+def clean_slice(x: Tensor, length: int, link: Link) -> Tensor:
+    """Return this owner's slice ``[..., slice]`` of a cut message, with zeros where nothing real was cut."""
+    if link.real is None and length % link.axis.size == 0:
+        return x
+    real = link.worker.ops.alike(x.new_ones(length, dtype=torch.bool)) if link.real is None else link.real
+    mine = link.axis.share(cut(real, link.axis.size), -2).squeeze(-2)
+    return torch.where(mine, x, 0)
 
 
 def total(messages: Tensor) -> Tensor:
@@ -87,5 +136,6 @@ def average(messages: Tensor) -> Tensor:
     return total(messages) / messages.shape[-2]
 
 
-def _axis(codec: Codec, link: Link) -> Axis:
-    return link.axis.labelled(replace(link.axis.label, encoding=codec.label))
+def encoded(axis: Axis, encoding: str) -> Axis:
+    """Return the axis with what the ledger says of its payloads' encoding."""
+    return axis.labelled(replace(axis.label, encoding=encoding))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 
 from simdist.codecs.bits import pack, unpack
 from simdist.compression.compression import Compression, Link, compressions
-from simdist.compression.exchange import cut, total, uncut
-from simdist.program import Axis
+from simdist.compression.exchange import cut, encoded, total, uncut
 from simdist.settings import Fraction
 
 
@@ -26,7 +24,8 @@ class MajorityVote(Compression):
     """signSGD/Signum with majority vote (arXiv 1810.05291): packed signs to slice owners, packed votes back.
 
     ``m_i <- beta m_i + (1 - beta) G_i``; the sign that most workers have stands for the gradient: +1 or -1 in every
-    number, so that rule ``sgd`` makes Signum of it. A tie, and the sign of zero, is +1: one bit has no third value.
+    number, so that rule ``sgd`` makes Signum of it. A tie is +1, and so is the sign of zero and of NaN: one bit has no
+    third value. A worker whose gradients are not finite is thus outvoted, and seen in its loss alone.
     Sent per worker, n members: ``2 ring(n) d/8`` bytes over replicas, half of that over shards (each needs the votes on
     its own rows only). Chosen on both axes, shards vote first and replicas vote on their votes.
     """
@@ -43,7 +42,7 @@ class MajorityVote(Compression):
         # momentum, sign, and a count of all members' votes on the own slice
         await link.worker.compute(5.0 * link.numel, "vote")
         slices = flat if link.scatter else cut(flat, members)
-        axis, length = _axis(link), slices.shape[-1]
+        axis, length = encoded(link.axis, "1 bit"), slices.shape[-1]
         arrived = await axis.all_to_all(pack(slices < 0, 1), split_dim=-2, concat_dim=-2, wire="packed")
         against = total(unpack(arrived, 1, length).long())
         negative = 2 * against > members
@@ -56,6 +55,3 @@ class MajorityVote(Compression):
     def memory(self, state: Any, link: Link) -> dict[str, Tensor]:
         return {"momentum": state.momentum.flatten(-link.dims)}
 
-
-def _axis(link: Link) -> Axis:
-    return link.axis.labelled(replace(link.axis.label, encoding="1 bit"))

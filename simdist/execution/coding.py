@@ -109,7 +109,7 @@ class Coder:
             slices = rows.reshape(*rows.shape[: lead + 1], *cut)
             return slices.movedim(lead, dim - 1).flatten(dim - 1, dim)
         flat = rows.flatten(lead).narrow(lead, 0, own.numel())
-        return flat.reshape(*flat.shape[:lead], *own)
+        return flat.reshape((*flat.shape[:lead], *own))
 
     # -- messages that are only moved ---------------------------------------------------------------------------------
 
@@ -221,7 +221,7 @@ def decode(codec: Codec, payload: Payload, shape: Sequence[int], dtype: torch.dt
     if codec.pointwise:
         return codec.decode(payload, own.numel(), dtype, noise)
     flat = codec.decode(payload, own.numel(), dtype, noise)
-    return flat.reshape(*flat.shape[:-1], *own)
+    return flat.reshape((*flat.shape[:-1], *own))
 
 
 def _bytes(payload: Payload, members: Members) -> int:

@@ -83,7 +83,10 @@ class Triangle(NamedTuple):
 
 
 def among(keep: Tensor, square: Tensor) -> Tensor:
-    """Return ``square`` (``[..., r, r]``) with rows and columns of the identity where ``keep`` (``[..., 1, r]``) says no."""
+    """Return ``square`` (``[..., r, r]``), its rows and columns those of the identity where ``keep`` is False.
+
+    ``keep`` is ``[..., 1, r]``.
+    """
     identity = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
     return torch.where(keep & keep.mT, square, identity)
 

@@ -8,11 +8,13 @@ from simdist.optimizers.by_parameter import Assignment, stacks
 from simdist.optimizers.dion import Dion
 from simdist.optimizers.dion2 import Dion2
 from simdist.optimizers.dion3 import Dion3
+from simdist.optimizers.ef21_muon import EF21Muon
 from simdist.optimizers.lion import Lion
 from simdist.optimizers.muon import Muon
 from simdist.optimizers.muon_bp import MuonBP
 from simdist.optimizers.normuon import NorMuon
 from simdist.optimizers.numuon import NuMuon
+from simdist.optimizers.onebit_adam import OneBitAdam
 from simdist.optimizers.orth_dion import OrthDion
 from simdist.optimizers.rule import MeshShape, Rule, Stack, optimizers
 from simdist.optimizers.sgd import SGD
@@ -29,12 +31,14 @@ __all__ = [
     "Dion",
     "Dion2",
     "Dion3",
+    "EF21Muon",
     "Lion",
     "MeshShape",
     "Muon",
     "MuonBP",
     "NorMuon",
     "NuMuon",
+    "OneBitAdam",
     "OrthDion",
     "Rule",
     "Signum",

@@ -82,7 +82,8 @@ class AdaDionV3(AdaptiveRank):
         state: AdaptiveState = super().init(stack, x, worker)
         persistence = torch.zeros((*state.rank.shape, state.basis.shape[-1]), dtype=torch.float64, device=x.device)
         left = x.new_zeros((*state.rank.shape, stack.shape[1] if self.align_modes else 0, state.basis.shape[-1]))
-        return ModeState(*state, torch.zeros_like(state.basis), persistence, left, torch.zeros_like(state.rank) > 0)
+        direction = torch.zeros_like(state.basis, dtype=x.dtype)
+        return ModeState(*state, direction, persistence, left, torch.zeros_like(state.rank) > 0)
 
     async def feed_back(self, stack: Stack, worker: Worker, seen: Seen, state: Any) -> Any:
         active = active_columns(state.rank, seen.w.shape[-1])
@@ -91,7 +92,8 @@ class AdaDionV3(AdaptiveRank):
             shares = torch.full_like(modes.persistence, self.beta)
         else:
             shares = cleared_shares(modes.persistence, active, self.beta, self.sharpness)
-        buffer = seen.gathered - (seen.w * shares.unsqueeze(-2).to(seen.w.dtype)) @ seen.u.mT
+        along = seen.w if self.cleared == "average" else seen.gathered @ seen.u
+        buffer = seen.gathered - (along * shares.unsqueeze(-2).to(along.dtype)) @ seen.u.mT
         if self.buffer_limit is not None:
             buffer = await self._limited_buffer(self.buffer_limit, stack, worker, seen.grad, buffer)
         return state._replace(buffer=buffer, **modes._asdict())

@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from simdist.optimizers.low_rank import Seen
 
 
-async def observe_low_rank(
-    stack: Stack, worker: Worker, seen: Seen, buffer: Tensor, more: dict[str, Tensor]
-) -> None:
+async def observe_low_rank(stack: Stack, worker: Worker, seen: Seen, buffer: Tensor, more: dict[str, Tensor]) -> None:
     """Note one row per real matrix; ``buffer`` is R of after the step, ``[..., c, rows, n]``, ``more`` a rule's own.
 
-    With D = U Vbar^T, P the projector on span(U), KF_r(M) the sum of the r largest singular values of M, and angles taken
-    between spaces on the side of U:
+    With D = U Vbar^T, P the projector on span(U), KF_r(M) the sum of the r largest singular values of M, and angles
+    taken between spaces on the side of U:
 
     - ``nu``: ||Vbar||_op = ||D||_op; 1 for orthonormal factors, in [1, sqrt r] for unit columns;
     - ``delta``: KF_r(M) - <M, D>, what the power step leaves on the table; not negative where nu <= 1;
@@ -41,7 +39,8 @@ async def observe_low_rank(
 
     M and G are averaged over replicas first (where replicas keep their own buffers, U and W are those of the average);
     in the ratios with R and G's norms, and in tracking_error, squared norms are averaged instead. Ratios of zeros are
-    zero. Angles say nothing where singular values r and r+1 are equal. r counts U's columns but for zero ones at its end.
+    zero. Angles say nothing where singular values r and r+1 are equal. r counts U's columns, but no zero ones at its
+    end.
     """
     mesh = worker.mesh.measuring()
     before = seen.gathered - seen.grad

@@ -14,11 +14,15 @@ from simdist.optimizers.spectral import Scale
 
 @optimizers.register("dion")
 class Dion(LowRank):
-    """One warm power step, orthonormal times unit columns, decoupled momentum; for hidden matrices (arXiv 2504.05295).
+    """Dion: one warm power step, orthonormal times unit columns, decoupled momentum (arXiv 2504.05295).
 
-    ``B = M + G``; ``P = orth``, ``R`` the factors of B (see :mod:`simdist.optimizers.low_rank`);
+    For hidden matrices. ``B = M + G``; ``P = orth``, ``R`` the factors of B (see :mod:`simdist.optimizers.low_rank`);
     ``M <- B - (1-mu) (captured part)``; ``X <- (1 - lr wd) X - lr sqrt(m/n) (update)``. In the words of Orth-Dion:
     column normalisation and error feedback ``code`` with beta 1 - mu. V starts as a Gaussian that is not normalised.
+
+    As published, microsoft/dion makes P by ``left_factor: rcqr``; the default, Householder, gives the same products and
+    costs less on small matrices. ``average_buffers_every`` and ``cleared: own`` are remedies for replicas whose buffers
+    drift apart (card 3), not part of the published rule.
     """
 
     right: ClassVar[RightFactorSettings] = RightFactorSettings(right_factor="colnorm")

@@ -1,7 +1,7 @@
 """The left factor of a low-rank spectral update: U = orth(P), by Householder or as microsoft/dion does (card 3).
 
-All three give the same columns up to sign, and signs cancel in ``U Vbar^T`` as W = M U flips with U. They differ in speed
-on GPUs, in rounding, and in the operations that are booked.
+All three give the same columns up to sign, and signs cancel in ``U Vbar^T`` as W = M U flips with U. They differ in
+speed on GPUs, in rounding, and in the operations that are booked.
 """
 
 from __future__ import annotations

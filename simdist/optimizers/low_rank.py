@@ -21,7 +21,9 @@ matrix, b bytes a factor number, ring(k) = (k-1)/k:
 - replicas, not compressed and without shards: the gradient arrives averaged, every replica takes its share of
   P without communication, and U is all-gathered, ``ring(R) n r b``.
 
-With compressed replicas each keeps its own buffer: their mean is exact, but deviations from it never decay (card 3).
+With compressed replicas each keeps its own buffer: their mean is exact, but deviations from it never decay (card 3),
+unless a remedy is asked for (``average_buffers_every``, ``cleared``). The right factor ``exact_svd`` takes M itself: it
+has no P, and its replicas exchange gradients.
 """
 
 from __future__ import annotations
@@ -101,8 +103,9 @@ class LowRank(Spectral):
     A fraction is rounded up to a multiple of ``rank_multiple`` and cut to the matrix; a ``rank`` larger than the
     shorter side of any hidden matrix is refused.
 
-    - ``left_factor``: how U is made of P; ``householder``, or as microsoft/dion does: ``rcqr`` (randomised Cholesky-QR),
-      ``cqr`` (the same for ``cqr_warmup`` steps, then Cholesky-QR alone). The products U Vbar^T are the same.
+    - ``left_factor``: how U is made of P; ``householder``, or as microsoft/dion does: ``rcqr`` (randomised
+      Cholesky-QR), ``cqr`` (the same for ``cqr_warmup`` steps, then Cholesky-QR alone). The products U Vbar^T are the
+      same (:mod:`simdist.optimizers.left_factor`).
     - ``state_dtype``: ``bfloat16`` stores buffer and basis in that format; arithmetic stays the run's.
     - ``average_buffers_every``: compressed replicas average their buffers after every so many steps (part ``buffer``,
       ``2 ring(R) m n / F`` factor numbers); 0 is never, as published. Replicas that are not compressed have equal ones.

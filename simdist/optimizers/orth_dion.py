@@ -16,9 +16,9 @@ from simdist.settings import Fraction
 
 @optimizers.register("orth_dion")
 class OrthDion(RightFactorSettings, LowRank):
-    """One warm power step, both factors orthonormal, error feedback; for hidden matrices (arXiv 2605.16341).
+    """Orth-Dion: one warm power step, both factors orthonormal, error feedback (arXiv 2605.16341).
 
-    ``error_feedback`` says what of M stays in the buffer, and ``beta`` how much (card 1):
+    For hidden matrices. ``error_feedback`` says what of M stays in the buffer, and ``beta`` how much (card 1):
 
     - ``"paper"`` (EF-P): ``R <- beta (M - captured)``; 1 keeps all that was not captured, 0 has no memory;
     - ``"code"`` (EF-C): ``R <- M - beta captured``; 1 clears what was captured, 0 never clears anything. Dion's ``mu``

@@ -196,11 +196,12 @@ async def _block_qr(w: Tensor, v: Tensor, setting: Setting) -> Factor:
     k = min(choice.block, low_rank)
 
     def blocks(x: Tensor) -> Tensor:
-        return pad(x, (0, -low_rank % k)).unflatten(-1, (-1, k)).movedim(-2, -3)
+        padded: Tensor = pad(x, (0, -low_rank % k))
+        return padded.unflatten(-1, (-1, k)).movedim(-2, -3)
 
     def joined(x: Tensor) -> Tensor:
-        columns: Tensor = x.movedim(-3, -2).flatten(-2)
-        return columns[..., :low_rank]
+        columns: Tensor = x.movedim(-3, -2).flatten(-2)[..., :low_rank]
+        return columns
 
     if choice.signs == "raw":
         return await _householder(w, v, setting, blocks, joined)

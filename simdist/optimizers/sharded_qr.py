@@ -26,16 +26,16 @@ from simdist.program import Axis, Worker
 
 GramPasses = Literal[1, 2, "auto"]
 
-#: ``gram_passes="auto"`` runs a second pass where ``|Vbar^T Vbar - I|`` may exceed this after the first (card 1, test 1)
+#: ``gram_passes="auto"`` takes a second pass where ``|Vbar^T Vbar - I|`` may exceed this after one (card 1, test 1)
 ORTHOGONALITY = 1e-5
 
 
 class Place(NamedTuple):
-    """Where a stack of W stands: full sides of its matrices, this worker's handle, and matrices in the stack."""
+    """Where a stack of W stands: full sides of its matrices, this worker's handle, and how many matrices are in it."""
 
     m: int
     n: int
-    count: int
+    matrices: int
     worker: Worker
 
     @property
@@ -78,8 +78,8 @@ async def gram_qr(w: Tensor, passes: GramPasses, place: Place, blocks: bool = Fa
             return await _gathered(w, squares, place, blocks)
         again = bool((first.loss > ORTHOGONALITY).any())
         if again:
-            matrices = place.count * (w.shape[-3] if blocks else 1)
-            await place.worker.compute(matrices * pass_flops(w.shape[-2], w.shape[-1]), "right factor")
+            count = place.matrices * (w.shape[-3] if blocks else 1)
+            await place.worker.compute(count * pass_flops(w.shape[-2], w.shape[-1]), "right factor")
     if again:
         part = "gram" if passes == 2 else "gram again"
         second, _ = await _pass(q, w, place, blocks, part)
@@ -93,8 +93,8 @@ async def _pass(q: Tensor, w: Tensor, place: Place, blocks: bool, part: str) -> 
 
 
 async def _gathered(w: Tensor, squares: Tensor, place: Place, blocks: bool) -> ShardedQR:
-    matrices = place.count * (w.shape[-3] if blocks else 1)
-    await place.worker.compute(matrices * qr_flops(place.m, w.shape[-1]), "right factor")
+    count = place.matrices * (w.shape[-3] if blocks else 1)
+    await place.worker.compute(count * qr_flops(place.m, w.shape[-1]), "right factor")
     whole = await place.shards.all_gather(w, dim=-2, part="W")
     result = positive_qr(whole[..., : place.m, :], place.noise(w), blocks)
     q = place.shards.share(pad(result.q, (0, 0, 0, whole.shape[-2] - place.m)), dim=-2)

@@ -54,9 +54,10 @@ def signature_of(torch_class: type[Optimizer]) -> Signature:
     """
     name = torch_class.__qualname__
     _refuse_other_protocols(torch_class)
-    first, *rest = list(inspect.signature(torch_class).parameters.values()) or [None]
-    if first is None or first.kind in (first.VAR_POSITIONAL, first.VAR_KEYWORD):
+    taken = list(inspect.signature(torch_class).parameters.values())
+    if not taken or taken[0].kind in (taken[0].VAR_POSITIONAL, taken[0].VAR_KEYWORD):
         raise InputError(f"got the torch optimizer {name}, whose signature does not say what it takes; {_EXPECTED}")
+    first, *rest = taken
     if "model" in first.name:
         raise InputError(f"got the torch optimizer {name}, which takes a model instead of parameters; {_EXPECTED}")
     hints = _hints(torch_class)
@@ -94,6 +95,7 @@ _SILENT = {
         (f"pytorch_optimizer:{name}" for name in ("EmoNavi", "EmoLynx", "EmoFact")),
         "which steers by the loss, and takes it for zero when step() is not given a closure",
     ),
+    "pytorch_optimizer:PCGrad": "which acts in pc_backward(), on the gradients of several losses, and not in step()",
     "pytorch_optimizer:LoRARite": "which moves only pairs of LoRA factors, marked in groups of its own",
 }
 
@@ -158,10 +160,10 @@ def _sayable(annotation: Any) -> Any:
         return typing.Union[tuple(members)] if members and members != [type(None)] else NOTHING  # noqa: UP007
     if origin is tuple:
         members = [each if each is Ellipsis else _sayable(each) for each in inner]
-        return NOTHING if NOTHING in members else tuple[tuple(members)]
+        return NOTHING if NOTHING in members else types.GenericAlias(tuple, tuple(members))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
         member = _sayable(inner[0])
-        return NOTHING if member is NOTHING else tuple[member, ...]
+        return NOTHING if member is NOTHING else types.GenericAlias(tuple, (member, ...))
     if annotation is dict or (isinstance(origin, type) and issubclass(origin, Mapping)):
         return dict[str, Any]
     return NOTHING

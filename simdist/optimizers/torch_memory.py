@@ -44,6 +44,7 @@ def remember(optimizer: Optimizer, p: Tensor) -> Memory:
         "state": _encode(dict(optimizer.state), p),
         "group": {key: _encode(value, p) for key, value in group.items() if key != "params"},
         "attributes": {key: _encode(value, p) for key, value in vars(optimizer).items() if key not in _COMMON},
+        "marks": _encode(vars(p), p),  # what a class hangs on the parameter itself
     }
 
 
@@ -54,6 +55,7 @@ def recall(optimizer: Optimizer, p: Tensor, memory: Memory) -> None:
     for key, value in memory["attributes"].items():
         now = vars(optimizer).get(key)
         vars(optimizer)[key] = _decode(value, p, now, key)
+    vars(p).update(_decode(memory["marks"], p, vars(p), "parameter"))
     state = _decode(memory["state"], p, dict(optimizer.state), "state")
     optimizer.state.clear()
     optimizer.state.update(state)
@@ -134,8 +136,10 @@ def _decode(value: Any, p: Tensor, now: Any, where: str) -> Any:
         own: Any = importlib.import_module(module)
         for part in name.split("."):
             own = getattr(own, part)
-        made = own.__new__(own)
-        vars(made).update({key: _decode(item, p, None, f"{where}.{key}") for key, item in value["attributes"].items()})
+        # what the constructor made holds what cannot be saved, such as functions
+        made = now if type(now) is own else own.__new__(own)
+        holds = vars(made)
+        holds.update({k: _decode(item, p, holds.get(k), f"{where}.{k}") for k, item in value["attributes"].items()})
         return made
     if now is None:
         raise ProgramError(

@@ -61,7 +61,7 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self, shape: tuple[int, ...] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own, unannotated
         self.shape = shape
         self.total = 0.0
 
@@ -79,10 +79,10 @@ class Operations(TorchDispatchMode):
             return float(flop_registry[packet](*args, **kwargs, out_val=out))
         if packet in _MATRIX:
             *batch, m, n = args[0].shape
-            return math.prod(batch) * _MATRIX[packet](m, n)
+            return float(math.prod(batch) * _MATRIX[packet](m, n))
         if packet is torch.ops.aten._linalg_solve_ex:
             n, columns = args[0].shape[-1], _columns(args[1], args[0])
-            return 2.0 * n**3 / 3 + 2.0 * n**2 * columns
+            return float(2.0 * n**3 / 3 + 2.0 * n**2 * columns)
         if packet is torch.ops.aten.linalg_solve_triangular:
             return float(args[0].shape[-1] * args[1].numel())
         name = packet.__name__

@@ -9,8 +9,8 @@ Two ways to run on shards:
 - ``gathered``, for all others, and right for every class: the gradient's rows are all-gathered, ``(F-1)/F m n`` numbers
   a matrix and worker (padding rows of the last shards included: ``(F-1) rows n``), and every worker steps the whole
   matrix, without its padding, and keeps its rows. States are of whole matrices. The other rows of the parameter are
-  gathered once, in the first step (as ``params`` on the wire), and then known from the worker's own steps; or, with
-  ``gather_parameters``, in every step.
+  gathered once, in the first step (as ``params`` on the wire, whose codec rounds the start values), and then known
+  from the worker's own steps; or, with ``gather_parameters``, in every step.
 
 One instance per parameter means that a statistic over all parameters (the step size of D-Adaptation and Prodigy, a
 global norm for clipping) is taken over one parameter at a time here. On one matrix this is the class's own result; on

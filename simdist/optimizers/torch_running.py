@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ async def run_gathered(
     new, memories, operations = whole.clone(), [], 0.0
     for copy, place in enumerate(itertools.product(*map(range, lead))):
         for i, name in enumerate(stack.names):
-            at = (*place, i, slice(m))
+            at: Any = (*place, i, slice(m))
             memory = state.held["memories"][_source(place, state, i, stack)] if state.steps else None
             done = _step(rule, stack, name, whole[at], grad[at], memory, state, lr, worker)
             new[at] = done.x

@@ -59,6 +59,8 @@ def stepped(
             recall(optimizer, p, memory)
         group["lr"] = lr if own == made_with else own * (lr / made_with)
         p.grad = grad.detach().clone()
+        # again, as constructors may draw, which happens in every step here
+        _seed(draws, x.device)
         with Operations(x.shape if by_number else None) as count:
             optimizer.step()
         return Stepped(p.detach(), remember(optimizer, p), count.total)
@@ -73,12 +75,16 @@ def isolated(draws: int, device: torch.device) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            random.seed(draws)
-            numpy.random.seed(draws % 2**32)  # noqa: NPY002
-            torch.default_generator.manual_seed(draws)
-            if devices:
-                torch.cuda.manual_seed(draws)
+            _seed(draws, device)
             yield
     finally:
         random.setstate(python)
         numpy.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def _seed(draws: int, device: torch.device) -> None:
+    random.seed(draws)
+    numpy.random.seed(draws % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(draws)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(draws)

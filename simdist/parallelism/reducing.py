@@ -52,7 +52,8 @@ class Reduction:
         method = self.chosen.on(axis)
         if method is None or self.layout.mesh.size(axis) == 1:
             return False
-        return method.takes(piece.local_shape) and (axis == "shards" or piece.synced)
+        rows = piece.rows * (self.layout.mesh.shards if axis == "shards" else 1)
+        return method.takes((rows, *piece.shape[1:])) and (axis == "shards" or piece.synced)
 
     def init(self, worker: Worker, like: Values) -> Memories:
         """Return the memories before the first step.
@@ -65,7 +66,7 @@ class Reduction:
             for piece in unit.pieces:
                 for axis in ("shards", "replicas"):
                     if self.compressed(axis, piece):
-                        link = self._link(axis, piece, worker, 0)
+                        link = self._link(axis, piece, worker, 0, like[piece.name])
                         memories[f"{axis}/{piece.name}"] = self._method(axis).init(link, self._zeros(link, like))
         return memories
 
@@ -122,37 +123,50 @@ class Reduction:
         method = self._method(axis)
         programs = []
         for piece, x in gradients.items():
-            link = self._link(axis, piece, worker, step)
+            link = self._link(axis, piece, worker, step, x)
             programs.append(method.mean(x, memories[f"{axis}/{piece.name}"], link))
         results = await together(*programs)
         values = {}
         for piece, (mean, memory) in zip(gradients, results, strict=True):
-            values[piece.name] = mean * self._real_rows(piece, worker, mean) if self._padded(piece) else mean
+            values[piece.name] = self._without_padding(piece, mean, worker)
             new[f"{axis}/{piece.name}"] = memory
         return values
 
-    def _padded(self, piece: Piece) -> bool:
-        return piece.rows * self.layout.mesh.shards > piece.shape[0]
+    def _real_rows(self, piece: Piece, like: Tensor) -> Tensor | None:
+        """Return which rows of every shard are no padding, ``[shards, rows]``, or None if all are."""
+        if piece.rows * self.layout.mesh.shards == piece.shape[0]:
+            return None
+        rows = torch.arange(self.layout.mesh.shards * piece.rows, device=like.device)
+        return (rows < piece.shape[0]).unflatten(0, (self.layout.mesh.shards, piece.rows))
 
-    def _real_rows(self, piece: Piece, worker: Worker, like: Tensor) -> Tensor:
-        """Return ones for this worker's real rows and zeros for its padding: no codec may make numbers of nothing."""
-        rows = torch.zeros(self.layout.mesh.shards, piece.rows, dtype=like.dtype, device=like.device)
-        rows.view(-1)[: piece.shape[0]] = 1
+    def _without_padding(self, piece: Piece, mean: Tensor, worker: Worker) -> Tensor:
+        """Return a mean of rows with zeros in padding rows: no codec may make numbers of nothing."""
+        rows = self._real_rows(piece, mean)
+        if rows is None:
+            return mean
         mine = worker.mesh.shards.share(worker.ops.alike(rows), -2).squeeze(-2)
-        ones: Tensor = mine.reshape(*mine.shape, *(1 for _ in piece.shape[1:]))
-        return ones
+        return torch.where(mine.reshape(*mine.shape, *(1 for _ in piece.shape[1:])), mean, 0)
+
+    def _real(self, axis: str, piece: Piece, worker: Worker, like: Tensor) -> Tensor | None:
+        """Return :attr:`Link.real` for a parameter on an axis."""
+        rows = self._real_rows(piece, like)
+        if rows is None:
+            return None
+        numbers = worker.ops.alike(rows.repeat_interleave(piece.size // piece.rows, -1))
+        return numbers if axis == "shards" else worker.mesh.shards.share(numbers, -2).squeeze(-2)
 
     def _method(self, axis: str) -> Compression:
         method = self.chosen.on(axis)
         assert method is not None
         return method
 
-    def _link(self, axis: str, piece: Piece, worker: Worker, step: int) -> Link:
+    def _link(self, axis: str, piece: Piece, worker: Worker, step: int, like: Tensor | None = None) -> Link:
         label = worker.mesh.workers.label
         named = worker.labelled(label.purpose, piece.name, "grads")
         on = named.mesh.shards if axis == "shards" else named.mesh.replicas
         lr = self.lr(piece.name, step) if step else 0.0
-        return Link(on, named, piece.name, piece.local_shape, axis == "shards", step, lr)
+        real = None if like is None else self._real(axis, piece, worker, like)
+        return Link(on, named, piece.name, piece.local_shape, axis == "shards", step, lr, real)
 
     async def audit(self, memories: Memories, worker: Worker) -> None:
         """Note norm and spread of what differs between workers on purpose; measuring costs nothing."""

@@ -23,13 +23,15 @@ class Audit(NamedTuple):
     drift: Tensor
 
 
-async def audit(worker: Worker, x: Tensor, *, over: Literal["replicas", "workers"] = "replicas", dims: int = 2) -> Audit:
+async def audit(
+    worker: Worker, x: Tensor, *, over: Literal["replicas", "workers"] = "replicas", dims: int = 2
+) -> Audit:
     """Return the norm of the mean of ``x`` over the members, and their deviation from it.
 
     Args:
         worker: the handle whose mesh is used; with ``measuring`` purpose, whatever its label.
-        x: this worker's part. ``over="replicas"``: its rows (shards hold the others), compared with the same rows of the
-            other replicas. ``over="workers"``: a whole thing of its own, compared with every other worker's.
+        x: this worker's part. ``over="replicas"``: its rows (shards hold the others), compared with the same rows of
+            the other replicas. ``over="workers"``: a whole thing of its own, compared with every other worker's.
         dims: how many trailing dims make up one thing.
     """
     assert 0 < dims <= x.ndim

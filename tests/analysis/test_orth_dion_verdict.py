@@ -56,7 +56,9 @@ def test_contestants_are_told_apart() -> None:
     assert all(one.settings == family[0].settings for family in families() for one in family)
 
 
-@pytest.mark.parametrize("contestant", EVERYONE, ids=lambda one: f"{one.study}-{one.label}")
+@pytest.mark.parametrize(
+    "contestant", [family[-1] for family in families()], ids=lambda one: f"{one.study}-{one.label}"
+)
 def test_a_row_s_command_is_the_run_that_the_sweep_made(contestant: Contestant) -> None:
     words = plan.command(contestant, contestant.start, 2).split()
     assert words[:3] == ["simdist", "run", plan.SCENARIO]

@@ -15,9 +15,11 @@ from simdist.communication.semantics import pairwise_sum
 from simdist.communication.trace import CollectiveOp
 from simdist.execution.coding import Coder, Members
 from simdist.execution.engine import LocalEngine
+from simdist.execution.inline import inline_worker
+from simdist.execution.live_block import LiveBlock, Meeting
 from simdist.execution.wiring import Wiring
 from simdist.program import Axis, Label, MeshShape, Worker
-from simdist.program.program import LockstepProgram
+from simdist.program.program import IrregularProgram, LockstepProgram
 from simdist.program.requests import AllGather, AllToAll, Broadcast, Reduce, ReduceScatter
 
 ENGINES = {"inline": LocalEngine.inline, "stacked": LocalEngine.stacked}
@@ -219,6 +221,18 @@ def test_sums_in_the_wires_format_round_after_every_addition(engine: str) -> Non
         assert not torch.equal(narrow, wide)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("codec", ["int8", "sign", "topk", "randk", "bf16"])
+def test_single_numbers_may_be_asked_for(engine: str, codec: str) -> None:
+    async def ask(worker: Worker) -> Any:
+        x = worker.ops.each(lambda index: torch.tensor(2.0 ** (index % 2)))
+        return torch.stack([await worker.mesh.shards.sum(x), await worker.mesh.shards.broadcast(x, 1)], -1)
+
+    got, _ = run(engine, ask, MeshShape(2, 2), codec)
+    for (mine,) in got:
+        torch.testing.assert_close(mine, torch.tensor([3.0, 2.0]))
+
+
 # -- noise ----------------------------------------------------------------------------------------------------------
 
 
@@ -271,3 +285,29 @@ def test_noise_depends_on_the_seed_alone_and_on_the_axis(engine: str) -> None:
     first, again = (run(engine, ask, MeshShape(2, 2), "int4")[0][0][0] for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first[0], first[1])
+
+
+def test_programs_without_steps_draw_anew_for_every_collective() -> None:
+    """Two gathers of the same numbers by an irregular program; a repeat of the run repeats its draws."""
+
+    class Irregular(IrregularProgram):
+        async def main(self, worker: Worker) -> dict[str, Tensor]:
+            x = own(0, 1, 50)
+            found = [await worker.mesh.shards.all_gather(x, -2) for _ in range(2)]
+            return {"first": found[0], "second": found[1]}
+
+    def play() -> dict[str, Tensor]:
+        mesh = MeshShape(1, 2)
+        wiring = Wiring.from_names(dict.fromkeys(("params", "grads", "factors", "statistics"), "int4"))
+        block = LiveBlock(Irregular(), [inline_worker(mesh, index, 0) for index in range(2)], wiring)
+        asked = block.resume(dict.fromkeys(range(2)))
+        for event in (0, 1):
+            answer = (Meeting(event, tuple(one.parcels[0] for one in asked), (0, 1)),)
+            asked = block.resume(dict.fromkeys(range(2), answer))
+        assert asked[0].params is not None
+        return asked[0].params
+
+    found = play()
+    assert not torch.equal(found["first"], found["second"])
+    assert not torch.equal(found["first"][0], found["first"][1])
+    assert all(torch.equal(x, found[name]) for name, x in play().items())

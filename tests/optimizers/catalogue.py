@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from simdist.optimizers import (
     SGD,
     AdaDionV1,
@@ -30,9 +32,11 @@ from simdist.optimizers import (
 from simdist.optimizers.numuon import KrylovSettings
 from simdist.optimizers.rank_schedule import RankSchedule
 from simdist.optimizers.rule import Rule
+from simdist.optimizers.torch_optimizer import torch_rule
 from tests.optimizers import byte_forms as forms
 from tests.optimizers.byte_forms import Form
 from tests.optimizers.byte_forms_adaptive import adaptive
+from tests.optimizers.byte_forms_low_rank import averaged_buffers, exact_pairs, owned_right_factor
 from tests.optimizers.byte_forms_submatrix import submatrix
 
 
@@ -160,6 +164,19 @@ CASES: tuple[Case, ...] = (
     ),
     Case("dion", Dion(lr=0.1, rank=2), forms.low_rank(2, lambda r: r), scale_invariant=True),
     Case(
+        "dion as published",
+        Dion(lr=0.1, rank=2, left_factor="rcqr"),
+        forms.low_rank(2, lambda r: r),
+        scale_invariant=True,
+        same_as=(Limit(Dion(lr=0.1, rank=3, left_factor="rcqr"), Dion(lr=0.1, rank=3)),),
+    ),
+    Case(
+        "dion own buffers",
+        Dion(lr=0.1, rank=2, cleared="own", average_buffers_every=2),
+        averaged_buffers(2, 2, forms.low_rank(2, lambda r: r)),
+        scale_invariant=True,
+    ),
+    Case(
         "orth_dion",
         OrthDion(lr=0.1, rank=2),
         _GRAM,
@@ -189,6 +206,63 @@ CASES: tuple[Case, ...] = (
         scale_invariant=True,
     ),
     Case(
+        "orth_dion polar",
+        OrthDion(lr=0.1, rank=2, right_factor="polar"),
+        _GRAM,
+        scale_invariant=True,
+        same_as=(
+            Limit(
+                OrthDion(lr=0.1, rank=3, right_factor="polar"),
+                OrthDion(lr=0.1, rank=3, right_factor="interp", tau=1.0),
+            ),
+            # card 1, test 3: all of the momentum's polar factor
+            Limit(
+                OrthDion(lr=0.1, rank=7, right_factor="polar", error_feedback="code", beta=0.2),
+                Muon(lr=0.1, mu=0.8, convention="sum", nesterov=False, kernel="svd", scale="none"),
+            ),
+        ),
+    ),
+    Case("orth_dion interp", OrthDion(lr=0.1, rank=2, right_factor="interp", tau=0.5), _GRAM, scale_invariant=True),
+    Case(
+        "orth_dion blocks",
+        OrthDion(lr=0.1, rank=3, right_factor="block_qr", block=2),
+        # two passes of two blocks of 2 x 2, the second padded
+        forms.low_rank(3, lambda r: 2 * 2 * 2 * 2),
+        scale_invariant=True,
+        same_as=(
+            Limit(
+                OrthDion(lr=0.1, rank=3, right_factor="block_qr", block=1),
+                OrthDion(lr=0.1, rank=3, right_factor="colnorm"),
+                1e-7,
+            ),
+        ),
+    ),
+    Case(
+        "orth_dion auto",
+        OrthDion(lr=0.1, rank=2, gram_passes="auto"),
+        forms.low_rank(2, lambda r: r * r),
+        scale_invariant=True,
+    ),
+    Case(
+        "orth_dion all to all",
+        OrthDion(lr=0.1, rank=2, orthonormalization="all_to_all"),
+        owned_right_factor(2),
+        scale_invariant=True,
+        same_as=(Limit(OrthDion(lr=0.1, rank=3, orthonormalization="all_to_all"), OrthDion(lr=0.1, rank=3)),),
+    ),
+    Case(
+        "orth_dion svd",
+        OrthDion(lr=0.1, rank=2, right_factor="exact_svd"),
+        exact_pairs(2, owners=False),
+        scale_invariant=True,
+    ),
+    Case(
+        "orth_dion svd by owners",
+        OrthDion(lr=0.1, rank=2, right_factor="exact_svd", orthonormalization="all_to_all"),
+        exact_pairs(2, owners=True),
+        scale_invariant=True,
+    ),
+    Case(
         "ada_orth_dion",
         AdaOrthDion(lr=0.1, rank=2, rank_min=1, rank_multiple=1, step_up=1, replica_sync="factors"),
         scale_invariant=True,
@@ -199,9 +273,7 @@ CASES: tuple[Case, ...] = (
         "adadion_v1",
         AdaDionV1(lr=0.1, rank_max=2, wire_form="pad_to_cap"),
         adaptive(2, per_matrix=2),
-        replicated=None,
         scale_invariant=True,
-        why="quality control sees the mean square of the errors of the replicas' own buffers",
     ),
     Case(
         "adadion_v2",
@@ -258,5 +330,13 @@ CASES: tuple[Case, ...] = (
         Dion3(lr=0.1, scope="global", fraction=0.5),
         submatrix(0.5, whole=True, norms=2),
         scale_invariant=True,
+    ),
+    Case("torch", torch_rule(torch.optim.AdamW)(lr=0.1), forms.nothing, scale_invariant=True),
+    Case(
+        "torch gathered",
+        torch_rule(torch.optim.AdamW)(lr=0.1, runs_on="gathered"),
+        None,
+        scale_invariant=True,
+        why="gathers the parameter in the first step only; test_torch_optimizer.py counts",
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from math import ceil
+from typing import Any
 
 import pytest
 import torch
@@ -64,10 +65,20 @@ def formula(rule: AdaptiveRank, mesh: MeshShape, shape: tuple[int, int], count: 
     return c * sent
 
 
-@pytest.mark.parametrize("mesh", [MeshShape(1, 1), MeshShape(1, 4), MeshShape(4, 1), MeshShape(2, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("mesh", "replica_sync"),
+    [
+        (MeshShape(1, 1), "factors"),
+        (MeshShape(1, 4), "factors"),
+        (MeshShape(4, 1), "factors"),
+        (MeshShape(4, 1), "gradients"),
+        (MeshShape(2, 3), "factors"),
+        (MeshShape(2, 3), "gradients"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("wire_form", ["active", "pad_to_cap"])
-@pytest.mark.parametrize("replica_sync", ["factors", "gradients"])
 def test_bytes_follow_the_logged_ranks(mesh: MeshShape, name: str, wire_form: str, replica_sync: str) -> None:
     rule = RULES[name].model_copy(update={"wire_form": wire_form, "replica_sync": replica_sync})
     outcome = train(Cohort(), mesh, rule, PARAMETERS, gradient, steps=STEPS, measure=True)
@@ -95,6 +106,63 @@ def test_both_wire_forms_give_the_same_values(name: str) -> None:
         for state, wide in zip(one.states, other.states, strict=True):
             assert torch.equal(state.rank, wide.rank)
             assert state.basis.shape[-1] <= wide.basis.shape[-1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"right_factor": "polar"},
+        {"right_factor": "interp", "tau": 0.5},
+        {"right_factor": "block_qr", "block": 2},
+        {"right_factor": "qr_raw"},
+        {"right_factor": "polar", "orthonormalization": "all_to_all"},
+        {"gram_passes": "auto"},
+    ],
+    ids=str,
+)
+def test_every_right_factor_leaves_padding_out(settings: dict[str, Any]) -> None:
+    active, padded = (
+        train(
+            Cohort(),
+            MeshShape(2, 2),
+            AdaOrthDion(lr=0.05, rank=3, beta=0.3, wire_form=form, **settings, **SMALL),
+            PARAMETERS,
+            gradient,
+            steps=STEPS,
+            measure=True,
+        )
+        for form in ("active", "pad_to_cap")
+    )
+    assert traces(active) == traces(padded)
+    for name, value in active.results[0].parameters.items():
+        torch.testing.assert_close(value, padded.results[0].parameters[name], rtol=0, atol=1e-10)
+    assert not any(t.tensor.endswith("gram again") for t in padded.transfers), "zero columns are no dependent ones"
+
+
+@pytest.mark.parametrize("name", ["gram", "unlimited"])
+@pytest.mark.parametrize("left_factor", ["rcqr", "cqr"])
+def test_every_left_factor_leaves_padding_out(name: str, left_factor: str) -> None:
+    """As many columns of zeros as there are, U Vbar^T is Householder's; V3 pairs modes whatever their signs."""
+    # one step of warm-up: cqr's own path is taken too
+    other = RULES[name].model_copy(update={"left_factor": left_factor, "wire_form": "pad_to_cap", "cqr_warmup": 1})
+    one, two = (
+        train(Cohort(), MeshShape(2, 2), rule, PARAMETERS, gradient, steps=STEPS, measure=True)
+        for rule in (RULES[name], other)
+    )
+    assert traces(one) == traces(two)
+    for parameter, value in one.results[0].parameters.items():
+        torch.testing.assert_close(value, two.results[0].parameters[parameter], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["gram", "adadion_v2", "unlimited"])
+def test_own_buffers_have_the_same_mean(name: str) -> None:
+    """What compressed replicas clear of their own is, on average, what they clear of the average."""
+    rule = RULES[name].model_copy(update={"replica_sync": "factors"})
+    own = rule.model_copy(update={"cleared": "own"})
+    one, two = (train(Cohort(), MeshShape(2, 2), r, PARAMETERS, gradient, steps=STEPS).results[0] for r in (rule, own))
+    for parameter, value in one.parameters.items():
+        torch.testing.assert_close(value, two.parameters[parameter], rtol=0, atol=1e-10)
+    assert (one.states[0].buffer - two.states[0].buffer).norm() > 0.01
 
 
 def test_padding_to_the_cap_saves_nothing_and_active_columns_do() -> None:

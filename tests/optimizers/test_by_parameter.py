@@ -6,7 +6,9 @@ import pytest
 
 from simdist.optimizers import (
     SGD,
+    AdaDionV3,
     AdamW,
+    AdaOrthDion,
     Dion,
     Dion2,
     Dion3,
@@ -29,7 +31,15 @@ MODEL = [
     Parameter("gain", (8,), "vector"),
     Parameter("bias", (8,), "vector"),
 ]
-SPECTRAL = [Muon(lr=0.1), Dion(lr=0.1, rank=2), OrthDion(lr=0.1, rank=2), Dion2(lr=0.1), Dion3(lr=0.1)]
+SPECTRAL = [
+    Muon(lr=0.1),
+    Dion(lr=0.1, rank=2),
+    OrthDion(lr=0.1, rank=2),
+    Dion2(lr=0.1),
+    Dion3(lr=0.1),
+    AdaOrthDion(lr=0.1),
+    AdaDionV3(lr=0.1),
+]
 
 
 @pytest.mark.parametrize("rule", SPECTRAL, ids=lambda r: r.name)

@@ -11,7 +11,21 @@ from torch import Tensor
 from simdist.communication.trace import CollectiveOp, ComputeOp
 from simdist.execution.engine import LocalEngine
 from simdist.execution.wiring import Wiring
-from simdist.optimizers import SGD, AdamW, Dion, Dion2, Dion3, Lion, MeshShape, Muon, OrthDion, Rule, Signum
+from simdist.optimizers import (
+    SGD,
+    AdaDionV3,
+    AdamW,
+    AdaOrthDion,
+    Dion,
+    Dion2,
+    Dion3,
+    Lion,
+    MeshShape,
+    Muon,
+    OrthDion,
+    Rule,
+    Signum,
+)
 from simdist.program import Worker
 from simdist.program.program import LockstepProgram
 from tests.optimizers.harness import (
@@ -46,13 +60,15 @@ RULES: list[Rule] = [
     OrthDion(lr=0.1, rank=5),
     OrthDion(lr=0.1, rank=2, right_factor="qr_raw"),
 ]
-#: these choose rows or take signs, which a rounding on the wire may turn round: not held to staying close
+#: these choose rows or ranks or take signs, which a rounding on the wire may turn round: not held to staying close
 CHOOSING: list[Rule] = [
     Dion2(lr=0.1),
     Dion2(lr=0.1, scope="global"),
     Dion3(lr=0.1),
     Lion(lr=0.1),
     Signum(lr=0.1, sign_of_zero=1),
+    AdaOrthDion(lr=0.1, rank=2, rank_min=1, rank_multiple=1, step_up=1),
+    AdaDionV3(lr=0.1, rank=4, rank_min=1, rank_multiple=1, align_modes=True, replica_sync="factors"),
 ]
 OPS = {
     "all_reduce": "Reduce",

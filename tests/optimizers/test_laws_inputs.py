@@ -30,13 +30,17 @@ from tests.optimizers.law_runs import (
     STEPS,
     bits,
     differing,
-    leaves,
     over_cases,
     over_runs,
     random_run,
+    watched_run,
 )
 
-DTYPES = [torch.float32, torch.float64]
+in_both_precisions = pytest.mark.parametrize(
+    ("driver", "mesh", "dtype"),
+    [(*where, dtype) for where, dtype in zip(SMALL, (torch.float64, torch.float32), strict=True)],
+    ids=["inline-float64", "stacked-float32"],
+)
 
 
 @over_cases()
@@ -54,12 +58,11 @@ def test_scale_invariance_is_as_declared(case: Case) -> None:
 @over_runs(SMALL)
 def test_zero_gradients_leave_parameters_to_weight_decay(case: Case, driver: Driver, mesh: MeshShape) -> None:
     zero = random_gradient(PARAMETERS, scale=0.0)
-    for weight_decay in (0.0, 0.5):
-        rule = case.rule.model_copy(update={"weight_decay": weight_decay})
-        trained = train(driver, mesh, rule, PARAMETERS, zero, steps=2).results[0]
-        for parameter in PARAMETERS:
-            expected = first_value(parameter) * (1 - rule.lr * weight_decay) * (1 - rule.lr * weight_decay)
-            assert torch.equal(trained.parameters[parameter.name], expected), parameter.name
+    rule = case.rule.model_copy(update={"weight_decay": 0.5})
+    trained = train(driver, mesh, rule, PARAMETERS, zero, steps=2).results[0]
+    for parameter in PARAMETERS:
+        expected = first_value(parameter) * (1 - rule.lr * 0.5) * (1 - rule.lr * 0.5)
+        assert torch.equal(trained.parameters[parameter.name], expected), parameter.name
 
 
 @over_runs(SMALL)
@@ -91,17 +94,7 @@ def test_a_run_can_be_saved_and_resumed(case: Case, driver: Driver, mesh: MeshSh
 @over_runs(SMALL)
 def test_nothing_is_changed_in_place(case: Case, driver: Driver, mesh: MeshShape) -> None:
     """Neither parameters nor gradients nor states, neither in their own step nor later through an alias."""
-    seen: list[tuple[str, Tensor, Tensor]] = []
-
-    def watch(
-        step: int, assignment: Assignment, x: Tensor, grad: Tensor, state: Any, worker: Worker
-    ) -> tuple[Tensor, Tensor, Any]:
-        for path, value in [("parameters", x), ("gradient", grad), *leaves(state)]:
-            if isinstance(value, Tensor):
-                seen.append((f"{path} of step {step}", value, value.clone()))
-        return x, grad, state
-
-    train(driver, mesh, case.rule, PARAMETERS, GRADIENT, steps=3, before=watch)
+    _, seen = watched_run(case.rule, mesh, driver)
     assert seen
     assert [path for path, now, then in seen if not torch.equal(now, then)] == []
 
@@ -136,8 +129,8 @@ def poor_gradients(parameters: list[Parameter]) -> Any:
     return lambda name, step, worker: values[name]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@over_runs(SMALL)
+@in_both_precisions
+@over_cases()
 def test_poor_gradients_give_finite_parameters(case: Case, driver: Driver, mesh: MeshShape, dtype: torch.dtype) -> None:
     """All kinds in one stack, so that none may spoil its neighbours; states have no NaN, measuring raises nothing."""
     parameters = [Parameter(kind, (10, 7)) for kind in [*KINDS, "good"]]
@@ -175,8 +168,8 @@ def thin(rule: Rule) -> Rule:
     return rule.model_copy(update={"rank": 1}) if getattr(rule, "rank", None) else rule
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@over_runs(SMALL)
+@in_both_precisions
+@over_cases()
 def test_single_rows_and_columns(case: Case, driver: Driver, mesh: MeshShape, dtype: torch.dtype) -> None:
     """1 x n and m x 1, of which the first leaves all shards but one empty."""
     parameters = [Parameter(kind, shape) for shape in ((1, 8), (8, 1), (1, 1)) for kind in ("good", "huge", "zero")]

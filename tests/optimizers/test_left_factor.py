@@ -52,9 +52,7 @@ def test_rcqr_is_the_published_one() -> None:
     for i in range(3):
         torch.testing.assert_close(got[i], published(p[i], sketch), rtol=0, atol=1e-12)
     # another sketch in every step: the same span, other columns' signs now and then
-    signs = [
-        torch.sign((make_left_factor(p, "rcqr", 5, step, 0) * got).sum(dim=-2)).flatten() for step in range(20)
-    ]
+    signs = [torch.sign((make_left_factor(p, "rcqr", 5, step, 0) * got).sum(dim=-2)).flatten() for step in range(20)]
     assert 0.2 < float((torch.stack(signs) < 0).double().mean()) < 0.8
 
 

@@ -14,7 +14,6 @@ from simdist.optimizers.spectral import update_scale
 from simdist.program.random import normal
 from tests.optimizers import judges
 from tests.optimizers.harness import (
-    DRIVERS,
     MESHES,
     Cohort,
     Coroutines,
@@ -66,8 +65,9 @@ def expected(rule: OrthDion, parameter: Parameter, mesh: MeshShape, steps: int =
     )
 
 
-@pytest.mark.parametrize("driver", DRIVERS, ids=lambda d: d.name)
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(
+    ("driver", "mesh"), [*((Cohort(), mesh) for mesh in MESHES[:4]), (Coroutines(), MeshShape(2, 2))], ids=lambda value: getattr(value, "name", str(value))
+)
 @pytest.mark.parametrize("rank", [2, 5])
 @pytest.mark.parametrize("name", FAMILY)
 def test_agrees_with_the_dense_judge(driver: Driver, mesh: MeshShape, rank: int, name: str) -> None:
@@ -177,9 +177,7 @@ def test_the_tracked_subspace_does_not_depend_on_the_right_factor(name: str) -> 
 def test_full_rank_polar_is_muon_without_nesterov(mesh: MeshShape, form: str) -> None:
     """Card 1, test 3: EF-C with beta 1 - mu at full rank is the polar factor of the momentum sum."""
     mu = 0.8
-    rule = OrthDion(
-        lr=0.05, rank=7, right_factor="polar", error_feedback="code", beta=1 - mu, orthonormalization=form
-    )
+    rule = OrthDion(lr=0.05, rank=7, right_factor="polar", error_feedback="code", beta=1 - mu, orthonormalization=form)
     trained = train(Cohort(), mesh, rule, PARAMETERS[:1], random_gradient(PARAMETERS)).results[0]
     mean, x, momentum = mean_gradient(random_gradient(PARAMETERS), mesh), first_value(PARAMETERS[0]), torch.zeros(10, 7)
     for step in range(5):

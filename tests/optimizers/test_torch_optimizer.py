@@ -12,9 +12,9 @@ from torch import Tensor
 
 from simdist.errors import ProgramError
 from simdist.optimizers import AdamW, Assignment, MeshShape, Muon
-from simdist.optimizers.torch_optimizer import TorchOptimizer, adapted, optimizers
+from simdist.optimizers.torch_optimizer import TorchOptimizer, TorchState, adapted, optimizers
 from simdist.program import Worker
-from simdist.program.state import from_plain, to_plain
+from simdist.program.state import Loose, from_plain, to_plain
 from tests.optimizers.harness import Cohort, Coroutines, Driver, Parameter, first_value, train
 from tests.optimizers.torch_judge import PARAMETERS, STEPS, agrees, alike, alive
 
@@ -42,6 +42,7 @@ GATHERED: list[tuple[str, dict[str, Any], bool]] = [
     ("pytorch_optimizer:Muon", {"group": {"use_muon": True}}, True),
     ("pytorch_optimizer:Nero", {}, False),
     ("pytorch_optimizer:Prodigy", {"lr": 1.0, "d0": 1e-3}, False),
+    ("pytorch_optimizer:SPAM", {"density": 0.5, "warmup_epoch": 2, "update_proj_gap": 2}, True),
     ("pytorch_optimizer:SOAP", {"precondition_frequency": 2}, False),
     ("pytorch_optimizer:ScalableShampoo", {"block_size": 4, "preconditioning_compute_steps": 2}, False),
     ("pytorch_optimizer:Shampoo", {}, False),
@@ -253,3 +254,21 @@ def test_rules_travel_to_other_processes() -> None:
     assert again == rule
     assert hash(again) == hash(rule)
     assert type(again) is type(rule)
+
+
+def test_what_is_read_back_must_be_a_dict() -> None:
+    with pytest.raises(ProgramError, match=r"state\.held: got a value of type list; expected a dict"):
+        from_plain(TorchState(0, Loose()), {"steps": 0, "held": []})
+
+
+def test_a_memory_that_cannot_be_saved_is_refused() -> None:
+    class Holds(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            (p,) = self.param_groups[0]["params"]
+            self.state[p]["how"] = abs
+            super().step()
+
+    made = adapted(Holds)
+    assert made is not None
+    with pytest.raises(ValueError, match=r"keeps a builtin_function_or_method in '.*how', which cannot be saved"):
+        made(lr=0.1)

@@ -30,7 +30,7 @@ def alike(parameters: Sequence[Parameter]) -> Gradient:
 def alive(make: Make, parameter: Parameter, gradient: Gradient, steps: int = STEPS, lr: float | None = None) -> Tensor:
     """Train one parameter with the class as torch users do (random draws as in a run with seed 0)."""
     p = torch.nn.Parameter(first_value(parameter))
-    with isolated(0, p.device):
+    with isolated(stream(0, f"torch/{parameter.name}", step=0).initial_seed(), p.device):
         # as everywhere here, weight decay is for hidden matrices
         optimizer = make([p], {} if parameter.role == "matrix" else {"weight_decay": 0.0})
     for step in range(steps):
