@@ -20,6 +20,9 @@ from simdist.errors import InputError, suggest
 
 T = TypeVar("T")
 
+#: packages whose classes are named by import path, and the extra that installs them
+EXTRAS = {"pytorch_optimizer": "torch-optimizers"}
+
 
 def load_file(path: Path) -> ModuleType:
     """Import a Python file as a module, once per path.
@@ -101,9 +104,14 @@ class Registry(Generic[T]):
         try:
             module = load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
         except ImportError as error:
+            extra = EXTRAS.get(where.partition(".")[0])
+            remedy = (
+                f"expected it installed: pip install 'simdist[{extra}]'"
+                if extra
+                else "expected module:Name or path/to/file.py:Name"
+            )
             raise InputError(
-                f"got {self.kind} {path!r}, but {where!r} cannot be imported: {error}; "
-                "expected module:Name or path/to/file.py:Name"
+                f"got {self.kind} {path!r}, but {where!r} cannot be imported: {error}; {remedy}"
             ) from error
         if not hasattr(module, attribute):
             known = [name for name in vars(module) if not name.startswith("_")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from simdist.cli import app
+from simdist.errors import InputError
 from simdist.results.folder import claim_folder
+from simdist.scenario import Scenario
 from simdist.yaml_text import dump
 
 Call = Callable[..., tuple[int, str]]
@@ -285,3 +288,9 @@ def test_a_sweep_goes_on_where_a_sweep_began(tmp_path: Path) -> None:
     assert claim_folder(tmp_path, "sweep") == tmp_path
     with pytest.raises(ValueError, match="already holds a sweep"):
         claim_folder(tmp_path, "run")
+
+
+def test_a_package_of_an_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(InputError, match=r"pip install 'simdist\[torch-optimizers\]'"):
+        Scenario.from_dict({"workload": "teacher", "optimizer": {"name": "pytorch_optimizer:Lion", "lr": 0.1}})

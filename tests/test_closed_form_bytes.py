@@ -40,6 +40,15 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "dion": {"rank": RANK},
     "orth_dion": {"rank": RANK},
     "orth_dion one pass": {"rank": RANK, "gram_passes": 1},
+    "orth_dion polar": {"rank": RANK, "right_factor": "polar"},
+    "orth_dion all to all": {"rank": RANK, "orthonormalization": "all_to_all"},
+    "orth_dion block": {"rank": RANK, "right_factor": "block_qr", "block": 1},
+    "orth_dion svd": {"rank": RANK, "right_factor": "exact_svd"},
+    "dion averaged": {"rank": RANK, "average_buffers_every": 1},
+    "dion2": {"fraction": 0.5},
+    "normuon": {},
+    "lion": {},
+    "signum": {},
     # factors as large as the gradient: replicas average gradients
     "orth_dion full rank": {"rank_fraction": 1.0},
 }
@@ -64,7 +73,8 @@ def rank_of(optimizer: str) -> int:
 
 def factors_sync_replicas(optimizer: str, shape: tuple[int, int], replicas: int) -> bool:
     m, n = shape
-    return replicas > 1 and "dion" in optimizer and (m + n) * rank_of(optimizer) < m * n
+    low_rank = optimizer.split()[0] in ("dion", "orth_dion") and optimizer != "orth_dion svd"
+    return replicas > 1 and low_rank and (m + n) * rank_of(optimizer) < m * n
 
 
 def closed_form(
@@ -99,20 +109,36 @@ def closed_form(
     for kind, (m, n) in MATRICES.items():
         rows, count = ceil(m / shards), COUNTS[kind]
         dealt = ceil(count / owners) * owners
-        if optimizer == "muon":
+        if optimizer in ("muon", "normuon"):
             # card 5: momentum rows to the owners and updates back; under DDP only the updates travel
             total["optimizer", "shards"] += shard_axis(2 * dealt * rows * n * factors)
             if shards == 1:
                 total["optimizer", "replicas"] += replica_axis(dealt * m * n * factors)
-        elif optimizer == "muon gather":
-            total["optimizer", "shards"] += shard_axis(count * shards * rows * n * factors)
+            if optimizer == "normuon":  # two squared norms of every matrix, by one all-reduce
+                total["optimizer", "shards"] += 2 * shard_axis(2 * dealt * statistics)
+        elif optimizer in ("muon gather", "orth_dion svd"):
+            # whole momenta for everybody; the pairs of an SVD are taken there
+            matrices = count if optimizer == "muon gather" else dealt
+            total["optimizer", "shards"] += shard_axis(matrices * shards * rows * n * factors)
+        elif optimizer == "dion2":
+            # card 4, local scope: the chosen rows to the owners and back
+            total["optimizer", "shards"] += shard_axis(2 * dealt * ceil(0.5 * rows) * n * factors)
+            if shards == 1:  # along the shorter side of whole matrices
+                chosen = ceil(0.5 * min(m, n)) * max(m, n)
+                total["optimizer", "replicas"] += replica_axis(dealt * chosen * factors)
         elif "dion" in optimizer:
             # cards 1 and 3: P is n x r and scattered to owners, U comes back; W is this worker's rows x r
             r = rank_of(optimizer)
             synced = factors_sync_replicas(optimizer, (m, n), replicas)
             total["optimizer", "shards"] += shard_axis(2 * dealt * n * r * factors)
-            numbers = {"dion": r, "orth_dion one pass": r * r}.get(optimizer, 2 * r * r)
-            total["optimizer", "shards"] += 2 * shard_axis(dealt * numbers * statistics)
+            # r norms, or an r x r Gram matrix per pass (block_qr with blocks of one: a number per column and pass)
+            numbers = {"dion": r, "dion averaged": r, "orth_dion one pass": r * r, "orth_dion block": 2 * r}
+            if optimizer == "orth_dion all to all":
+                total["optimizer", "shards"] += 2 * shard_axis(dealt * rows * r * factors)
+            else:
+                total["optimizer", "shards"] += 2 * shard_axis(dealt * numbers.get(optimizer, 2 * r * r) * statistics)
+            if optimizer == "dion averaged" and synced:
+                total["optimizer", "replicas"] += 2 * replica_axis(dealt * rows * n * factors)
             if shards > 1 and synced:
                 total["optimizer", "replicas"] += 2 * replica_axis((dealt // shards * n + dealt * rows) * r * factors)
             elif shards == 1 and synced:

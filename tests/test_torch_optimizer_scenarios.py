@@ -113,6 +113,23 @@ def test_a_step_that_fails_names_class_and_parameter(own: str, tmp_path: Path) -
         run(failing, tmp_path / "runs", progress=False)
 
 
+def test_shards_are_tried_out_with_a_class_of_ones_own(tmp_path: Path, own: str) -> None:
+    assert scenario({"name": own, "lr": 0.1, "runs_on": "shards"}).optimizer.on_shards  # type: ignore[attr-defined]
+    assert not scenario({"name": own, "lr": 0.1}).optimizer.on_shards  # type: ignore[attr-defined]
+    file = tmp_path / "normed.py"
+    file.write_text(OWN.replace("* p.grad", "* p.grad / p.grad.norm()"))
+    with pytest.raises(
+        InputError, match=r"optimizer: .*Plain, which does not act.*steps on shards differ by [0-9.e-]+"
+    ):
+        scenario({"name": f"{file}:Plain", "lr": 0.1, "runs_on": "shards"})
+    file = tmp_path / "flat.py"
+    file.write_text(
+        OWN.replace("* p.grad", "* p.grad @ torch.eye(p.shape[1], dtype=p.dtype) if p.ndim == 2 else 1 / 0")
+    )
+    with pytest.raises(InputError, match=r"steps on shards differ by inf"):
+        scenario({"name": f"{file}:Plain", "lr": 0.1, "runs_on": "shards"})
+
+
 REFUSED: list[tuple[Any, str]] = [
     ({"name": "torch.optim:NAdam", "beta": 1}, r"optimizer\.beta: got an unknown key.*Did you mean 'betas'\?"),
     ({"name": "torch.optim:SGD", "lr": "abc"}, r"optimizer\.lr: got 'abc'; expected a number"),
@@ -137,8 +154,11 @@ REFUSED: list[tuple[Any, str]] = [
     ({"name": "torch.optim:SGD", "base": {"name": "torch.optim:SGD"}}, r"optimizer\.base: .*expected null"),
     ({"name": "torch.optim:SGD", "kwargs": {"a": 1}}, r"optimizer\.kwargs: .*SGD takes no \*\*kwargs"),
     ({"name": "pytorch_optimizer:Lion", "kwargs": {"lr": 1}}, r"optimizer\.kwargs: got lr; expected .*not in it"),
-    ({"name": "pytorch_optimizer:Lamb", "runs_on": "shards"}, r"on small matrices its steps on shards differ by"),
-    ({"name": "torch.optim:Muon", "runs_on": "shards"}, r"on small matrices its steps on shards differ by inf"),
+    (
+        {"name": "pytorch_optimizer:Lamb", "runs_on": "shards"},
+        r"pytorch_optimizer:Lamb, which is not among the classes",
+    ),
+    ({"name": "torch.optim:Muon", "runs_on": "shards"}, r"torch\.optim:Muon, which is not among the classes"),
     ({"name": "torch.optim:SGD", "gather_parameters": True}, r"runs on shards and gathers nothing"),
 ]
 

@@ -28,7 +28,7 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
         per = 8 // bits
         groups = pad(numbers.to(torch.uint8), (0, -numbers.shape[-1] % per))
         groups = groups.unflatten(-1, (groups.shape[-1] // per, per))
-        packed = groups[..., 0].clone()
+        packed: Tensor = groups[..., 0].clone()
         for place in range(1, per):
             packed |= groups[..., place] << (place * bits)
         return packed
@@ -44,7 +44,8 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     """
     if bits in (1, 2, 4, 8):
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device)
-        numbers = (data.unsqueeze(-1) >> shifts).bitwise_and(2**bits - 1).flatten(-2)
+        numbers: Tensor = (data.unsqueeze(-1) >> shifts).bitwise_and(2**bits - 1).flatten(-2)
         return numbers[..., :count]
     ones = unpack(data, 1, count * bits).long().unflatten(-1, (count, bits))
-    return (ones << torch.arange(bits, device=data.device)).sum(-1)
+    summed: Tensor = (ones << torch.arange(bits, device=data.device)).sum(-1)
+    return summed

@@ -59,7 +59,7 @@ class Float8(Codec, ABC):
 
 @codecs.register("fp8_e4m3")
 class Float8E4M3(Float8):
-    """1 byte a number: 4 significant bits, 18 octaves below the largest number of a message (card 15)."""
+    """1 byte a number: 4 significant bits, 18 octaves below a message's largest (FP8 formats, arXiv 2209.05433)."""
 
     name: ClassVar[str] = "fp8_e4m3"
     dtype: ClassVar[torch.dtype] = torch.float8_e4m3fn
@@ -67,7 +67,7 @@ class Float8E4M3(Float8):
 
 @codecs.register("fp8_e5m2")
 class Float8E5M2(Float8):
-    """1 byte a number: 3 significant bits, 32 octaves below the largest number of a message (card 15)."""
+    """1 byte a number: 3 significant bits, 32 octaves below a message's largest (FP8 formats, arXiv 2209.05433)."""
 
     name: ClassVar[str] = "fp8_e5m2"
     dtype: ClassVar[torch.dtype] = torch.float8_e5m2

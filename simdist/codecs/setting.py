@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -9,11 +10,14 @@ from pydantic import AfterValidator
 from simdist.codecs.codec import codec_named
 from simdist.registry import absolute
 
+#: :func:`simdist.codecs.codec_named`, asked for every tensor of every worker in every step
+known_codec = lru_cache(maxsize=None)(codec_named)
 
-def _known_codec(name: str) -> str:
+
+def _absolute(name: str) -> str:
     codec_named(name)
     return absolute(name)
 
 
-#: ``topk(fraction=0.1)`` or the path to a class of one's own (see :func:`simdist.codecs.codec_named`)
-CodecName = Annotated[str, AfterValidator(_known_codec)]
+#: ``topk(fraction=0.1)``, or ``path/to/file.py:MyCodec``; an unknown one is refused
+CodecName = Annotated[str, AfterValidator(_absolute)]

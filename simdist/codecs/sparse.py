@@ -57,7 +57,7 @@ class Sparse(Codec, ABC):
 
 @codecs.register("topk")
 class TopK(Sparse):
-    """The k largest numbers (1 % by default) and where they are; use with error feedback (arXiv 1809.07599, 1901.09847).
+    """The k largest numbers (1 % by default) and where they are, for error feedback (arXiv 1809.07599, 1901.09847).
 
     Payload of a message: ``kept (b_value + b_position)`` bytes, ``b_position`` = 4 (int32) or 8 (int64); packed
     positions take ``ceil(kept ceil(log2 chunk) / 8)`` in all. Of numbers of equal size the first are kept, so that all
@@ -101,7 +101,7 @@ class TopK(Sparse):
 
 @codecs.register("randk")
 class RandomK(Sparse):
-    """k numbers at random positions (1 % by default) that all workers draw alike, so only values travel (card 11).
+    """k numbers at random positions (1 % by default) that all workers draw alike, sent as values (arXiv 1809.07599).
 
     Payload of a message: ``kept b_value`` bytes. Linear, so sums travel as those of any dense tensor (all-reduce,
     reduce-scatter) of ``kept`` numbers. Positions are drawn anew in every step, for every message. A message that holds

@@ -1,4 +1,4 @@
-"""Sums over a message whose bits depend on its numbers alone, not on what else is in the tensor or how it is laid out."""
+"""Sums over a message whose bits depend on its numbers alone, not on the layout or on other messages."""
 
 from __future__ import annotations
 

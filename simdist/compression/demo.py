@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from simdist.codecs import codec_named
+from simdist.codecs.setting import known_codec
 from simdist.compression.compression import Compression, Link, compressions
-from simdist.compression.exchange import gathered, total
+from simdist.exchange import gathered, total
 from simdist.linalg.dct import dct, idct
 from simdist.settings import Fraction, PositiveInt
 
@@ -58,7 +58,7 @@ class DeMo(Compression):
         chunks = self._chunked(delta, link)
         dims = min(2, len(link.shape))
         size = chunks.shape[-dims:].numel()
-        codec = codec_named(f"topk(k={min(self.k, size)}, chunk={size}, index={self.index}, values={self.values})")
+        codec = known_codec(f"topk(k={min(self.k, size)}, chunk={size}, index={self.index}, values={self.values})")
         # two transforms of each chunk: two products with c x c matrices, forth and back
         await link.worker.compute(4.0 * link.numel * sum(chunks.shape[-dims:]), "dct")
         coefficients = dct(chunks, dims).flatten(-dims)

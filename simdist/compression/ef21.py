@@ -8,10 +8,9 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor
 
-from simdist.codecs import codec_named
+from simdist.codecs.setting import CodecName, known_codec
 from simdist.compression.compression import Compression, Link, compressions
-from simdist.compression.error_feedback import CodecName
-from simdist.compression.exchange import average, clean_slice, cut, dealt, encoded, gathered, returned, summed, uncut
+from simdist.exchange import as_it_is, exact_mean
 from simdist.settings import Fraction
 
 
@@ -47,8 +46,8 @@ class EF21(Compression):
     ``c_i = C(v_i - g_i)`` travels; ``g_i += c_i``; ``g += mean c_i`` stands for the gradient, so g = mean g_i always.
     ``v_i = (1 - eta) v_i + eta G_i`` with ``eta`` below 1 (EF21-SGDM): on noisy gradients plain EF21 (eta 1) stalls.
 
-    Means of two-shot and of rounded codecs come back in the run's number format: a second rounding would part g from the
-    mean of the g_i for good. The codec should be a contraction, as for error feedback.
+    Means of two-shot and of rounded codecs come back in the run's number format: a second rounding would part g from
+    the mean of the g_i for good. The codec should be a contraction, as for error feedback.
 
     Attributes:
         codec: C, see ``error_feedback``.
@@ -79,32 +78,17 @@ class EF21(Compression):
         if first and self.start == "dense":
             own, mean = target, await self._whole(target, link)
         else:
-            change, sent = await self._exchange(target - state.own, link)
+            change, sent = await exact_mean(known_codec(self.codec), target - state.own, link)
             own, mean = state.own + link.clean(sent), state.mean + link.clean_mean(change)
         return link.shaped(mean), Estimates(own, mean, momentum, torch.ones_like(state.started))
 
     async def _whole(self, target: Tensor, link: Link) -> Tensor:
-        axis = encoded(link.axis, {torch.float32: "fp32", torch.float64: "fp64"}[target.dtype])
+        axis = as_it_is(link.axis, target.dtype)
         if link.scatter:
             mine: Tensor = await axis.reduce_scatter(target, -2, mean=True, wire="packed")
             return mine.squeeze(-2)
         mean: Tensor = await axis.mean(target, wire="packed")
         return mean
-
-    async def _exchange(self, difference: Tensor, link: Link) -> tuple[Tensor, Tensor]:
-        codec = codec_named(self.codec)
-        if codec.reduction == "sum":
-            return await summed(codec, difference, link, exact=True)
-        if link.scatter:
-            messages, own = await dealt(codec, difference, link)
-            return average(messages), own
-        if codec.reduction == "gather":
-            messages, own = await gathered(codec, difference, link)
-            return average(messages), own
-        length = difference.shape[-1]
-        messages, sent = await dealt(codec, cut(difference, link.axis.size), link)
-        slice_mean = clean_slice(average(messages), length, link)
-        return await returned(slice_mean, length, link), uncut(sent, length)
 
     def memory(self, state: Any, link: Link) -> dict[str, Tensor]:
         return {"estimate": state.own.flatten(-1 - link.scatter)}

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import AfterValidator
 from torch import Tensor
 
-from simdist.codecs import Codec, codec_named
+from simdist.codecs import Codec
+from simdist.codecs.setting import CodecName, known_codec
 from simdist.compression.compression import Compression, Link, compressions
-from simdist.compression.exchange import average, clean_slice, cut, dealt, gathered, returned, summed, uncut
-from simdist.registry import absolute
+from simdist.exchange import average, cut, dealt, exact_mean, gathered, summed, two_shot
 from simdist.settings import Fraction
-
-
-def _known_codec(name: str) -> str:
-    codec_named(name)
-    return absolute(name)
-
-
-CodecName = Annotated[str, AfterValidator(_known_codec)]
 
 
 class Memory(NamedTuple):
@@ -65,7 +56,7 @@ class ErrorFeedback(Compression):
     way_back: Literal["compressed", "exact"] = "compressed"
 
     def init(self, link: Link, x: Tensor) -> Memory:
-        flat, codec = link.flat(x), codec_named(self.codec)
+        flat, codec = link.flat(x), known_codec(self.codec)
         nothing = flat.narrow(-1, 0, 0)
         returns = not link.scatter and codec.reduction == "two_shot" and self.way_back == "compressed"
         return Memory(
@@ -75,7 +66,7 @@ class ErrorFeedback(Compression):
         )
 
     async def mean(self, x: Tensor, state: Any, link: Link) -> tuple[Tensor, Memory]:
-        codec, memory = codec_named(self.codec), state
+        codec, memory = known_codec(self.codec), state
         new = link.flat(x)
         momentum = self.momentum * memory.momentum + new if self.momentum else memory.momentum
         p = (momentum if self.momentum else new) + self.decay * memory.error
@@ -94,16 +85,10 @@ class ErrorFeedback(Compression):
         elif codec.reduction == "gather":
             messages, own = await gathered(codec, p, link)
             mean = average(messages)
+        elif self.way_back == "exact":
+            mean, own = await exact_mean(codec, p, link)
         else:
-            length = p.shape[-1]
-            messages, sent = await dealt(codec, cut(p, link.axis.size), link)
-            own, slice_mean = uncut(sent, length), clean_slice(average(messages), length, link)
-            if self.way_back == "exact":
-                mean = await returned(slice_mean, length, link)
-            else:
-                slice_mean = slice_mean + sum_error
-                whole, back = await gathered(codec, slice_mean, link, "sum")
-                mean, sum_error = uncut(whole, length), clean_slice(slice_mean - back, length, link)
+            mean, own, sum_error = await two_shot(codec, p, sum_error, link)
         return mean, own, sum_error
 
     def memory(self, state: Any, link: Link) -> dict[str, Tensor]:

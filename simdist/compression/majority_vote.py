@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simdist.codecs.bits import pack, unpack
 from simdist.compression.compression import Compression, Link, compressions
-from simdist.compression.exchange import cut, encoded, total, uncut
+from simdist.exchange import cut, encoded, total, uncut
 from simdist.settings import Fraction
 
 
@@ -54,4 +54,3 @@ class MajorityVote(Compression):
 
     def memory(self, state: Any, link: Link) -> dict[str, Tensor]:
         return {"momentum": state.momentum.flatten(-link.dims)}
-

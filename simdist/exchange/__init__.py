@@ -2,6 +2,7 @@
 
 from simdist.exchange.channel import Channel, Route, over_replicas
 from simdist.exchange.messages import (
+    as_it_is,
     average,
     clean_slice,
     cut,
@@ -20,6 +21,7 @@ from simdist.exchange.noise import common_noise, receiver_noise, sender_noise
 __all__ = [
     "Channel",
     "Route",
+    "as_it_is",
     "average",
     "clean_slice",
     "common_noise",

@@ -98,7 +98,7 @@ async def _mean_slice(slices: Tensor, dtype: torch.dtype, axis: Axis) -> Tensor:
 
 async def returned(slice_mean: Tensor, length: int, channel: Channel) -> Tensor:
     """Return the whole ``[..., length]`` of every owner's slice ``[..., slice]``, in the run's number format."""
-    axis = encoded(channel.axis, {torch.float32: "fp32", torch.float64: "fp64"}[slice_mean.dtype])
+    axis = as_it_is(channel.axis, slice_mean.dtype)
     return uncut(await axis.all_gather(slice_mean.unsqueeze(-2), -2, part="sum", wire="packed"), length)
 
 
@@ -177,3 +177,8 @@ def average(messages: Tensor) -> Tensor:
 def encoded(axis: Axis, encoding: str) -> Axis:
     """Return the axis with what the ledger says of its payloads' encoding."""
     return axis.labelled(replace(axis.label, encoding=encoding))
+
+
+def as_it_is(axis: Axis, dtype: torch.dtype) -> Axis:
+    """Return the axis for payloads of kind ``packed`` that are tensors in the run's number format, not encoded."""
+    return encoded(axis, {torch.float32: "fp32", torch.float64: "fp64"}[dtype])

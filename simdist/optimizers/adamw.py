@@ -22,7 +22,7 @@ class AdamWState(NamedTuple):
 
 @optimizers.register("adamw")
 class AdamW(Rule):
-    """Adam with decoupled weight decay; elementwise, so shards need no optimizer traffic.
+    """AdamW: Adam with decoupled weight decay; elementwise, so shards send nothing for it (arXiv 1711.05101).
 
     ``m <- b1 m + (1-b1) g``; ``v <- b2 v + (1-b2) g^2``;
     ``x <- (1 - lr wd) x - lr (m / (1-b1^t)) / (sqrt(v / (1-b2^t)) + eps)``. The default betas are those usual for

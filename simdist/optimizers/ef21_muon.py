@@ -34,10 +34,10 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from simdist.codecs import Codec, codec_named
-from simdist.codecs.setting import CodecName
+from simdist.codecs import Codec
+from simdist.codecs.setting import CodecName, known_codec
 from simdist.errors import InputError
-from simdist.exchange import Channel, average, common_noise, exact_mean, gathered, over_replicas
+from simdist.exchange import Channel, as_it_is, average, common_noise, exact_mean, gathered, over_replicas
 from simdist.optimizers.ef21_muon_low_rank import first_basis, gathered_low_rank, low_rank_flops, stacked
 from simdist.optimizers.ef21_muon_measures import observe_estimates
 from simdist.optimizers.muon import MuonBase
@@ -85,8 +85,8 @@ class EF21Muon(MuonBase):
         rank: r: C is the product of an m x r and an n x r factor instead, by one power step; this worker's rows count.
         warm_start: off: the power step begins anew from a Gaussian in every step.
         exchange: how messages come together.
-        start: G_j begins at ``zero``, or ``dense``: at the first momentum, whose mean is all-reduced under
-            ``wire.grads`` (which should lose nothing, as G would start apart from the mean of the G_j).
+        start: G_j begins at ``zero``, or ``dense``: at the first momentum, whose mean is all-reduced in the run's
+            number format, as G would else start apart from the mean of the G_j.
         server: C_s, a codec, for a model W that follows X by compressed differences, as its broadcast by a server would
             (which is not booked); None: W = X.
     """
@@ -128,7 +128,7 @@ class EF21Muon(MuonBase):
     @property
     def compressor(self) -> Codec:
         """What encodes differences, or their factors."""
-        return codec_named("fp32" if self.codec is None else self.codec)
+        return known_codec("fp32" if self.codec is None else self.codec)
 
     def init(self, stack: Stack, x: Tensor, worker: Worker) -> EF21MuonState:
         zeros, nothing = torch.zeros_like(x), x.new_zeros(0)
@@ -144,7 +144,8 @@ class EF21Muon(MuonBase):
         momentum, _ = self.accumulate(state.momentum, grad)
         state = state._replace(momentum=momentum, step=state.step + 1)
         if self.start == "dense" and int(state.step) == 1:
-            whole = await worker.mesh.replicas.mean(momentum, part="start", wire="grads")
+            axis = as_it_is(worker.mesh.replicas, momentum.dtype)
+            whole = await axis.mean(momentum, part="start", wire="packed")
             state = state._replace(own=momentum, estimate=whole)
         else:
             mean, own, basis = await self._exchanged(stack, momentum - state.own, state, worker)
@@ -184,7 +185,7 @@ class EF21Muon(MuonBase):
     def _followed(self, stack: Stack, x: Tensor, model: Tensor, step: int, worker: Worker) -> Tensor:
         """Return the next W: every replica draws what the server would, and takes the same step towards X."""
         assert self.server is not None
-        codec, found = codec_named(self.server), []
+        codec, found = known_codec(self.server), []
         for name, message in _each(stack, model - x):
             route = over_replicas(worker, name, "model", step)
             found.append(codec.round_trip(message, partial(common_noise, codec, route)))

@@ -65,11 +65,13 @@ async def gathered_low_rank(
 
 def _product(left: Tensor, right: Tensor, rank: int) -> Tensor:
     """Return ``P Q^T`` flat, ``[..., rows n]``, of flat factors."""
-    return (left.unflatten(-1, (-1, rank)) @ right.unflatten(-1, (-1, rank)).mT).flatten(-2)
+    product: Tensor = left.unflatten(-1, (-1, rank)) @ right.unflatten(-1, (-1, rank)).mT
+    return product.flatten(-2)
 
 
 def stacked(stack: Stack, messages: list[Tensor]) -> Tensor:
     """Return the whole stack ``[..., c, rows, n]`` from the real matrices ``[..., rows n]``; dummies are zeros."""
     real = torch.stack(messages, -2)
     dummies = real.new_zeros(*real.shape[:-2], stack.count - len(messages), real.shape[-1])
-    return torch.cat([real, dummies], -2).unflatten(-1, (stack.rows, stack.shape[1]))
+    whole: Tensor = torch.cat([real, dummies], -2).unflatten(-1, (stack.rows, stack.shape[1]))
+    return whole

@@ -14,7 +14,7 @@ async def observe_estimates(stack: Stack, worker: Worker, momentum: Tensor, own:
     """Note one row per real matrix, of after the step; all arguments are this worker's rows ``[..., c, rows, n]``.
 
     - ``estimate_error``: ``||G - mean M_j||_F / ||mean M_j||_F``, what compression still owes;
-    - ``invariant``: ``||G - mean G_j||_F / ||G||_F``, rounding only, or a wire that rounded ``start="dense"``;
+    - ``invariant``: ``||G - mean G_j||_F / ||G||_F``: rounding only;
     - ``condition``, ``condition_exact``: smallest over largest singular value of G, and of mean M_j: directions near
       zero take full steps, whatever is in them;
     - ``state_norm``, ``state_drift``: :func:`simdist.program.audit.audit` of the G_j over replicas.

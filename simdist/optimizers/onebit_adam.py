@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from simdist.codecs import codec_named
-from simdist.codecs.setting import CodecName
+from simdist.codecs.setting import CodecName, known_codec
 from simdist.exchange import over_replicas, two_shot
 from simdist.optimizers.adamw import AdamW, AdamWState
 from simdist.optimizers.rule import Decay, MeshShape, Rule, Stack, optimizers
@@ -107,7 +106,7 @@ class OneBitAdam(Rule):
         # a diverged v is not zero
         live = state.square != 0
         message = torch.where(live, beta1 * state.mean + (1 - beta1) * grad + state.error, 0)
-        dims, codec = len(stack.shape), codec_named(self.codec)
+        dims, codec = len(stack.shape), known_codec(self.codec)
         flat, real = message.flatten(-dims), live.flatten(-dims)
         programs = []
         for i, name in enumerate(stack.names):

@@ -20,7 +20,7 @@ class SGDState(NamedTuple):
 
 @optimizers.register("sgd")
 class SGD(Rule):
-    """Gradient descent, with momentum or Nesterov momentum on request.
+    """Gradient descent, with momentum or Nesterov momentum on request (as torch.optim.SGD).
 
     ``b <- momentum b + g``; ``x <- (1 - lr wd) x - lr b``, and with ``nesterov`` ``g + momentum b`` in place of ``b``.
     Differs from ``torch.optim.SGD`` in the weight decay only, which is decoupled here as in all rules.

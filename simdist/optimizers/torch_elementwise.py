@@ -67,6 +67,9 @@ ELEMENTWISE: dict[str, dict[str, Any]] = {
     "pytorch_optimizer:Yogi": {},
 }
 
+#: packages whose classes were all looked at: what is not in the table does not act number by number, or might not
+SURVEYED = ("torch.optim", "pytorch_optimizer")
+
 
 def path_of(torch_class: type[Optimizer]) -> str:
     """Return ``package:Name`` of a class, whichever module of the package it is in.

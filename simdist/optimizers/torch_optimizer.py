@@ -35,7 +35,7 @@ from simdist.errors import InputError
 from simdist.optimizers.adamw import AdamW
 from simdist.optimizers.rule import MeshShape, Rule, Stack, optimizers
 from simdist.optimizers.torch_class import Signature, signature_of
-from simdist.optimizers.torch_elementwise import acts_by_number, path_of
+from simdist.optimizers.torch_elementwise import ELEMENTWISE, SURVEYED, acts_by_number, path_of
 from simdist.optimizers.torch_running import TorchState, run_gathered, run_on_shards
 from simdist.optimizers.torch_stepping import isolated
 from simdist.optimizers.torch_trial import difference_on_shards, try_out
@@ -53,8 +53,9 @@ class TorchOptimizer(Rule):
 
     Attributes:
         runs_on: see the head of this file; null is ``shards`` for the classes of
-            :data:`simdist.optimizers.torch_elementwise.ELEMENTWISE`, ``gathered`` for all others. ``shards`` is tried
-            out on small matrices, and refused where it makes a difference.
+            :data:`simdist.optimizers.torch_elementwise.ELEMENTWISE`, ``gathered`` for all others. ``shards`` for
+            a class of your own is tried out on small matrices, and refused where it makes a difference there; that is
+            no proof, as a class may act late.
         gather_parameters: whether the parameters are gathered in every step: for schedules that change them between
             steps, at twice the traffic. Gathered on shards only.
         auxiliary: AdamW for embeddings, head and vectors, so that the class gets hidden matrices only; null: all.
@@ -100,6 +101,13 @@ class TorchOptimizer(Rule):
     @model_validator(mode="after")
     def _works(self) -> TorchOptimizer:
         try_out(self, 2)
+        if self.gather_parameters and self.on_shards:
+            raise InputError(
+                f"got optimizer.gather_parameters true for {self.title}, which runs on shards and gathers "
+                "nothing; expected false, or runs_on 'gathered'"
+            )
+        if self.runs_on == "shards":
+            _check_shards(self)
         if self.gather_parameters and self.on_shards:
             raise InputError(
                 f"got optimizer.gather_parameters true for {self.title}, which runs on shards and gathers "
@@ -177,6 +185,23 @@ class TorchOptimizer(Rule):
 
     def __reduce__(self) -> Any:
         return _rebuilt, (self.name, {key: getattr(self, key) for key in type(self).model_fields})
+
+
+def _check_shards(rule: TorchOptimizer) -> None:
+    """Refuse ``runs_on: shards`` for classes that need whole matrices, as far as that can be known."""
+    path = path_of(rule.torch_class)
+    if path.partition(":")[0] in SURVEYED and path not in ELEMENTWISE:
+        raise InputError(
+            f"got optimizer.runs_on 'shards' for {path}, which is not among the classes that act on each number by "
+            "itself (simdist/optimizers/torch_elementwise.py); expected 'gathered', or null"
+        )
+    difference = difference_on_shards(rule)
+    if not difference < 1e-9:
+        raise InputError(
+            f"got optimizer.runs_on 'shards' for {rule.title}, which does not act on each number by itself: on small "
+            f"matrices its steps on shards differ by {difference:.1e} from those on whole matrices; expected "
+            "'gathered', or null"
+        )
 
 
 @lru_cache(maxsize=256)

@@ -75,7 +75,8 @@ async def run_gathered(
     shards, dim, m = worker.mesh.shards, -len(stack.shape), stack.shape[0]
     grad = await shards.all_gather(grad, dim, part="gradient")
     kept = state.held["whole"] if state.steps else None
-    if kept is not None and not torch.equal(shards.share(kept, dim), x):
+    # a diverged parameter (NaN) is not a changed one
+    if kept is not None and not torch.allclose(shards.share(kept, dim), x, rtol=0, atol=0, equal_nan=True):
         raise ProgramError(
             f"optimizer {rule.title}: the schedule changed {stack.title!r} since the last step, so that "
             "the rows that other shards hold are not known any more; expected optimizer.gather_parameters: true"

@@ -21,11 +21,13 @@ from simdist.optimizers import (
     Dion,
     Dion2,
     Dion3,
+    EF21Muon,
     Lion,
     Muon,
     MuonBP,
     NorMuon,
     NuMuon,
+    OneBitAdam,
     OrthDion,
     Signum,
 )
@@ -36,6 +38,7 @@ from simdist.optimizers.torch_optimizer import torch_rule
 from tests.optimizers import byte_forms as forms
 from tests.optimizers.byte_forms import Form
 from tests.optimizers.byte_forms_adaptive import adaptive
+from tests.optimizers.byte_forms_compressed import dense_then_signs, gathered
 from tests.optimizers.byte_forms_low_rank import averaged_buffers, exact_pairs, owned_right_factor
 from tests.optimizers.byte_forms_submatrix import submatrix
 
@@ -330,6 +333,39 @@ CASES: tuple[Case, ...] = (
         Dion3(lr=0.1, scope="global", fraction=0.5),
         submatrix(0.5, whole=True, norms=2),
         scale_invariant=True,
+    ),
+    Case(
+        "ef21_muon",
+        EF21Muon(lr=0.1, codec="topk(fraction=0.3, values=fp64)"),
+        gathered(lambda rows, n: -(-3 * rows * n // 10) * (8 + 4)),
+        sharded=None,
+        replicated=None,
+        scale_invariant=True,
+        same_as=(
+            Limit(EF21Muon(lr=0.1, codec="fp64"), Muon(lr=0.1, nesterov=False)),
+            Limit(EF21Muon(lr=0.1, codec="fp64", exchange="codec"), EF21Muon(lr=0.1, codec="fp64")),
+        ),
+        why="each worker sends the largest numbers of its own difference, of its own rows",
+    ),
+    Case(
+        "ef21_muon rank",
+        EF21Muon(lr=0.1, rank=2, codec="fp64"),
+        gathered(lambda rows, n: (rows + n) * 2 * 8),
+        sharded=None,
+        replicated=None,
+        scale_invariant=True,
+        why="each worker sends factors of its own difference, of its own rows",
+    ),
+    Case(
+        "onebit_adam",
+        OneBitAdam(lr=0.1, warmup_steps=2),
+        dense_then_signs,
+        sharded=None,
+        replicated=None,
+        identical=None,
+        scale_invariant=True,
+        same_as=(Limit(OneBitAdam(lr=0.1, warmup_steps=4), AdamW(lr=0.1), 0.0),),
+        why="each worker's slices have scales of their own, and their number is that of the replicas",
     ),
     Case("torch", torch_rule(torch.optim.AdamW)(lr=0.1), forms.nothing, scale_invariant=True),
     Case(

@@ -121,8 +121,9 @@ def adaptive(
         r = control.rank
         assert v.shape == (m, r)
         ms = [g + b for g, b in zip(gs, buffers, strict=True)]
-        u = torch.linalg.qr(sum(ms).T / len(ms) @ v)[0]
-        w = sum(ms) / len(ms) @ u
+        joint = torch.stack(ms).mean(dim=0)
+        u = torch.linalg.qr(joint.T @ v)[0]
+        w = joint @ u
         vbar = RIGHT[right_factor](w)
         factor = {
             "none": 1.0,
@@ -132,7 +133,7 @@ def adaptive(
         }[scale]
         x = (1 - lr * weight_decay) * x - lr * factor * vbar @ u.T
         if feedback.modes:
-            beta = modes.beta(u, sum(gs) / len(gs))
+            beta = modes.beta(u, torch.stack(gs).mean(dim=0))
             history.betas.append(beta)
             buffers = [mk - (w * beta) @ u.T for mk in ms]
             size = math.sqrt(sum(float(b.square().sum()) for b in buffers) / len(gs))

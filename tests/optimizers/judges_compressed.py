@@ -11,7 +11,16 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from simdist.optimizers import MeshShape
+from tests.optimizers.harness import Gradient
+
 Compressor = Callable[[Tensor], Tensor]
+
+
+def per_replica(gradient: Gradient, name: str, step: int, mesh: MeshShape) -> list[Tensor]:
+    """What each replica's shard group sees, averaged over the group."""
+    groups = [mesh.group("shards", replica * mesh.shards) for replica in range(mesh.replicas)]
+    return [torch.stack([gradient(name, step, worker) for worker in group]).mean(0) for group in groups]
 
 
 def topk(share: float) -> Compressor:

@@ -63,7 +63,9 @@ def gradient(name: str, step: int, worker: int) -> Tensor:
     decay = {"a": 0.9 - 0.12 * step, "b": 0.4 + 0.09 * step, "c": 0.7, "d": 0.95 - 0.2 * abs(3 - step)}[name]
     joint, own = normal(shape, 7, f"g/{name}", None, step), normal(shape, 7, f"g/{name}", worker, step)
     turn = torch.linalg.qr(normal((shape[1], shape[1]), 7, f"turn/{name}"))[0]
-    return (joint + 0.5 * own) * max(decay, 0.05) ** torch.arange(shape[1]) @ turn
+    spectrum = torch.pow(max(decay, 0.05), torch.arange(shape[1]))
+    shaped: Tensor = (joint + 0.5 * own) * spectrum @ turn
+    return shaped
 
 
 def cut(rule: AdaptiveRank) -> judges.Feedback:

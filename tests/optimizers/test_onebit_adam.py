@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.optimizers.harness import (
     random_gradient,
     train,
 )
+from tests.optimizers.law_runs import EVERYWHERE
 
 PARAMETERS = [
     Parameter("a", (10, 7)),
@@ -39,16 +41,10 @@ STEPS = 6
 REPLICATED = [mesh for mesh in MESHES if mesh.replicas > 1]
 
 
-def per_replica(gradient: Gradient, name: str, step: int, mesh: MeshShape) -> list[Tensor]:
-    """Averaged over the shard group."""
-    groups = [mesh.group("shards", r * mesh.shards) for r in range(mesh.replicas)]
-    return [torch.stack([gradient(name, step, w) for w in group]).mean(0) for group in groups]
-
-
 def judged(rule: OneBitAdam, parameter: Parameter, mesh: MeshShape, gradient: Gradient = GRADIENT) -> Tensor:
     return judges.onebit_adam(
         first_value(parameter),
-        [per_replica(gradient, parameter.name, step, mesh) for step in range(STEPS)],
+        [judges.per_replica(gradient, parameter.name, step, mesh) for step in range(STEPS)],
         judges.signs if rule.codec == "sign" else lambda x: x,
         lr=rule.lr,
         weight_decay=rule.weight_decay if parameter.role == "matrix" else 0.0,
@@ -66,8 +62,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("driver", DRIVERS, ids=lambda d: d.name)
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(("driver", "mesh"), EVERYWHERE, ids=str)
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.codec} after {r.warmup_steps}")
 def test_agrees_with_the_dense_judge(driver: Driver, mesh: MeshShape, rule: OneBitAdam) -> None:
     for trained in train(driver, mesh, rule, PARAMETERS, GRADIENT, steps=STEPS).results:
@@ -76,8 +71,7 @@ def test_agrees_with_the_dense_judge(driver: Driver, mesh: MeshShape, rule: OneB
             torch.testing.assert_close(trained.parameters[parameter.name], expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("driver", DRIVERS, ids=lambda d: d.name)
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(("driver", "mesh"), EVERYWHERE, ids=str)
 def test_a_warm_up_as_long_as_the_run_is_adamw_to_the_bit(driver: Driver, mesh: MeshShape) -> None:
     long = OneBitAdam(lr=0.1, warmup_steps=STEPS, weight_decay=0.1)
     adamw = AdamW(lr=0.1, weight_decay=0.1)
@@ -106,7 +100,7 @@ def test_what_is_left_out_is_sent_later(mesh: MeshShape) -> None:
     rule = OneBitAdam(lr=0.1, warmup_steps=2)
     seen = watched(mesh, rule)
     beta, wanted, used = rule.betas[0], torch.zeros(()), torch.zeros(())
-    for (grad, state), (_, after) in zip(seen[2:-1], seen[3:], strict=True):
+    for (grad, state), (_, after) in pairwise(seen[2:]):
         wanted = wanted + (beta * state.mean + (1 - beta) * grad).mean(0)
         used = used + after.mean[0]
     last = seen[-1][1]
@@ -147,7 +141,9 @@ def test_bytes_are_those_of_a_dense_mean_then_of_signs(driver: Driver, mesh: Mes
 
 
 def test_labels_tell_the_two_stages_and_the_two_ways() -> None:
-    outcome = train(Coroutines(), MeshShape(2, 2), OneBitAdam(lr=0.1, warmup_steps=1), PARAMETERS[:1], GRADIENT, steps=2)
+    outcome = train(
+        Coroutines(), MeshShape(2, 2), OneBitAdam(lr=0.1, warmup_steps=1), PARAMETERS[:1], GRADIENT, steps=2
+    )
     mine = [(t.op, t.axis, t.tensor, t.wire) for t in outcome.transfers if t.purpose == "optimizer"]
     assert mine == [
         ("Reduce", "replicas", "a:gradient", "grads"),
@@ -202,5 +198,5 @@ def test_diagnostics_note_the_errors() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"warmup_steps": 0}, {"warmup_steps": 3, "codec": "sgin"}])
 def test_bad_settings_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises((ValidationError, ValueError), match="warmup_steps|sgin"):
+    with pytest.raises((ValidationError, ValueError), match=r"warmup_steps|sgin"):
         OneBitAdam(lr=0.1, **given)

@@ -66,7 +66,9 @@ def expected(rule: OrthDion, parameter: Parameter, mesh: MeshShape, steps: int =
 
 
 @pytest.mark.parametrize(
-    ("driver", "mesh"), [*((Cohort(), mesh) for mesh in MESHES[:4]), (Coroutines(), MeshShape(2, 2))], ids=lambda value: getattr(value, "name", str(value))
+    ("driver", "mesh"),
+    [*((Cohort(), mesh) for mesh in MESHES[:4]), (Coroutines(), MeshShape(2, 2))],
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 @pytest.mark.parametrize("rank", [2, 5])
 @pytest.mark.parametrize("name", FAMILY)

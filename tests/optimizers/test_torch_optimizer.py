@@ -272,3 +272,9 @@ def test_a_memory_that_cannot_be_saved_is_refused() -> None:
     assert made is not None
     with pytest.raises(ValueError, match=r"keeps a builtin_function_or_method in '.*how', which cannot be saved"):
         made(lr=0.1)
+
+
+def test_a_diverged_parameter_is_not_taken_for_a_changed_one() -> None:
+    nan = torch.full(PARAMETERS[0].shape, torch.nan, dtype=torch.float64)
+    outcome = train(Coroutines(), MeshShape(1, 2), rule_of("torch.optim:Adafactor"), PARAMETERS[:1], lambda *_: nan)
+    assert all(trained.parameters[PARAMETERS[0].name].isnan().all() for trained in outcome.results)
