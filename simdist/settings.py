@@ -43,8 +43,16 @@ def _at_most_one(value: float) -> float:
     return value
 
 
+def _not_zero(value: float) -> float:
+    if value <= 0:
+        raise ValueError(f"got {value!r}; expected a fraction above 0, at most 1, such as 0.25")
+    return value
+
+
 PositiveInt = Annotated[int, BeforeValidator(_no_text_number), AfterValidator(_above_zero)]
 NaturalInt = Annotated[int, BeforeValidator(_no_text_number), AfterValidator(_zero_or_more)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_text_number), AfterValidator(_above_zero)]
 NaturalFloat = Annotated[float, BeforeValidator(_no_text_number), AfterValidator(_zero_or_more)]
 Fraction = Annotated[float, BeforeValidator(_no_text_number), AfterValidator(_at_most_one)]
+#: a share of something, of which there must be some: above 0, at most 1
+Share = Annotated[Fraction, AfterValidator(_not_zero)]

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, model_validator
+from pydantic import model_validator
 from torch import Tensor
 from typing_extensions import Self
 
 from simdist.codecs.bits import pack, unpack
 from simdist.codecs.codec import Codec, Noise, Payload, codecs
 from simdist.codecs.selection import Chunks, largest
-from simdist.settings import PositiveInt
+from simdist.settings import PositiveInt, Share
 
 ValueFormat = Literal["fp32", "bf16", "fp16", "fp64"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-
-
-def _some(value: float) -> float:
-    if not 0 < value <= 1:
-        raise ValueError(f"got {value!r}; expected a fraction above 0 and at most 1, such as 0.01")
-    return value
 
 
 class Sparse(Codec, ABC):
@@ -36,7 +30,7 @@ class Sparse(Codec, ABC):
         values: number format of what is kept.
     """
 
-    fraction: Annotated[float, AfterValidator(_some)] = 0.01
+    fraction: Share = 0.01
     k: PositiveInt | None = None
     values: ValueFormat = "fp32"
 

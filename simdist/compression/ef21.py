@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import AfterValidator
 from torch import Tensor
 
 from simdist.codecs.setting import CodecName, known_codec
 from simdist.compression.compression import Compression, Link, compressions
 from simdist.exchange import as_it_is, exact_mean
-from simdist.settings import Fraction
-
-
-def _some(value: float) -> float:
-    if value == 0:
-        raise ValueError("got 0, which lets no gradient in; expected a number above 0, and at most 1")
-    return value
-
-
-Share = Annotated[Fraction, AfterValidator(_some)]
+from simdist.settings import Share
 
 
 class Estimates(NamedTuple):

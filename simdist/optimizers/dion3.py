@@ -17,12 +17,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from simdist.optimizers.row_norms import EPS, frobenius_norms, normalised_rows
 from simdist.optimizers.rule import Decay, Stack, optimizers
 from simdist.optimizers.submatrix import Submatrix
 from simdist.program import Worker
-
-#: of microsoft/dion: beside the root mean square, and the least norm that is divided by
-EPS = 1e-8
 
 
 class Dion3State(NamedTuple):
@@ -62,17 +60,7 @@ class Dion3(Submatrix):
     ) -> tuple[Tensor, Any]:
         # square, mean, quotient, two norms, and the rescaling
         await worker.compute(8.0 * stack.local_numel, "row_normalisation")
-        row_squares = self.beta2 * state.row_squares + (1 - self.beta2) * orthogonal.square().mean(dim=-1, keepdim=True)
-        normalised = orthogonal / (row_squares.sqrt() + EPS)
-        squares = torch.cat([_square_sum(orthogonal), _square_sum(normalised)], dim=-1)
-        if self.rescale == "exact":
-            # never below single precision on the wire, and what the run computes in above that
-            squares = squares.to(torch.promote_types(squares.dtype, torch.float32))
-            squares = await worker.mesh.shards.sum(squares, part="norms", wire="statistics")
-        before, after = squares.sqrt().to(orthogonal.dtype).split(1, dim=-1)
+        normalised, row_squares = normalised_rows(orthogonal, state.row_squares, self.beta2)
+        before, after = await frobenius_norms([orthogonal, normalised], self.rescale == "exact", worker)
         direction = normalised * (before / after.clamp(min=EPS))
         return direction, state._replace(row_squares=torch.where(chosen, row_squares, state.row_squares))
-
-
-def _square_sum(x: Tensor) -> Tensor:
-    return x.square().sum(dim=(-2, -1), keepdim=True)

@@ -1,8 +1,8 @@
 """The low-rank compressor of EF21-Muon (card 16): factors of every replica's own difference, gathered.
 
 With D = M_j - G_j, this worker's rows of a matrix, and Q from the last step: ``P = orth(D Q)``, ``Q' = D^T P``,
-``C(D) = P Q'^T``, a projection of D, hence a contraction. Factors of different workers do not sum, so all are gathered:
-``(R-1) (rows + n) r`` numbers sent per worker and matrix.
+``C(D) = P Q'^T``, a projection of D, hence a contraction; Q' is the next Q, up to the lengths of its columns. Factors of
+different workers do not sum, so all are gathered: ``(R-1) (rows + n) r`` numbers sent per worker and matrix.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def low_rank_flops(stack: Stack, rank: int) -> float:
 async def gathered_low_rank(
     stack: Stack, difference: Tensor, basis: Tensor, codec: Codec, step: int, worker: Worker
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean of all replicas' C(D), this worker's own, ``[..., c, rows, n]`` both, and Q' ``[..., c, n, r]``.
+    """Return the mean of all replicas' C(D), this worker's own, ``[..., c, rows, n]`` both, and the next Q.
 
     Args:
         stack: the matrices.
@@ -58,9 +58,11 @@ async def gathered_low_rank(
     for (lefts, own_left), (rights, own_right) in zip(found[::2], found[1::2], strict=True):
         means.append(average(_product(lefts, rights, basis.shape[-1])))
         owns.append(_product(own_left, own_right, basis.shape[-1]))
-    # a direction in which D had nothing is tried again: it would stay zero for good
-    some = (right != 0).any(-2, keepdim=True)
-    return stacked(stack, means), stacked(stack, owns), torch.where(some, right, basis)
+    # lengths of columns change no span, but D Q must not overflow in single precision; and a direction in which D had
+    # nothing is tried again, as it would stay zero for good
+    size = right.abs().amax(-2, keepdim=True)
+    basis = torch.where(size != 0, right / torch.where(size != 0, size, 1), basis)
+    return stacked(stack, means), stacked(stack, owns), basis
 
 
 def _product(left: Tensor, right: Tensor, rank: int) -> Tensor:

@@ -30,10 +30,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import AfterValidator, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from simdist.errors import InputError
@@ -45,13 +45,7 @@ from simdist.optimizers.sharded_qr import Place
 from simdist.optimizers.spectral import Spectral, update_scale
 from simdist.program import Worker
 from simdist.program.random import normal
-from simdist.settings import Fraction, NaturalInt, PositiveInt
-
-
-def _above_zero(value: float) -> float:
-    if value <= 0:
-        raise ValueError(f"got {value!r}; expected a fraction above 0, at most 1")
-    return value
+from simdist.settings import NaturalInt, PositiveInt, Share
 
 
 class LowRankState(NamedTuple):
@@ -119,7 +113,7 @@ class LowRank(Spectral):
     """
 
     rank: PositiveInt | None = None
-    rank_fraction: Annotated[Fraction, AfterValidator(_above_zero)] | None = None
+    rank_fraction: Share | None = None
     rank_multiple: PositiveInt = 1
     left_factor: LeftFactorName = "householder"
     cqr_warmup: NaturalInt = 150
@@ -148,7 +142,7 @@ class LowRank(Spectral):
         if self.rank_fraction is None:
             assert self.rank is not None
             return self.rank
-        # the subtracted bit forgives products such as 0.1 * 30 = 3.0000000000000004
+        # the subtracted bit forgives products such as 0.07 * 100 = 7.000000000000001
         multiples = math.ceil(self.rank_fraction * min(m, n) / self.rank_multiple - 1e-9)
         return min(multiples * self.rank_multiple, m, n)
 

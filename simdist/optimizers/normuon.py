@@ -23,12 +23,10 @@ from torch import Tensor
 
 from simdist.linalg.newton_schulz import CoefficientSet
 from simdist.optimizers.muon import MuonBase
+from simdist.optimizers.row_norms import EPS, frobenius_norms, normalised_rows
 from simdist.optimizers.rule import Decay, Stack, optimizers
 from simdist.optimizers.spectral import Scale, update_scale
 from simdist.program import Worker
-
-#: both of microsoft/dion: beside the root mean square, and the least norm that is divided by
-EPS = 1e-8
 
 
 class NorMuonState(NamedTuple):
@@ -73,8 +71,7 @@ class NorMuon(MuonBase):
         o = await self.whole_update(stack, direction, worker)
         # mean of squares, quotient, two norms, and the step's three
         await worker.compute(10.0 * stack.local_numel, "normuon")
-        row_squares = self.beta2 * state.row_squares + (1 - self.beta2) * o.square().mean(dim=-1, keepdim=True)
-        normalised = o / (row_squares.sqrt() + EPS)
+        normalised, row_squares = normalised_rows(o, state.row_squares, self.beta2)
 
         m, n = stack.shape
         step = lr * update_scale(self.scale, m, n, min(m, n)) * await self._factor(stack, o, normalised, worker)
@@ -82,12 +79,8 @@ class NorMuon(MuonBase):
 
     async def _factor(self, stack: Stack, o: Tensor, normalised: Tensor, worker: Worker) -> Tensor:
         """Return what Ohat is multiplied by to have its norm, ``[..., c, 1, 1]``."""
-        parts = [normalised] if self.variant == "paper" else [normalised, o]
-        squares = torch.cat([part.square().sum(dim=(-2, -1), keepdim=True) for part in parts], dim=-1)
-        if self.rescale == "exact":
-            # never below single precision on the wire, and what the run computes in above that
-            squares = squares.to(torch.promote_types(o.dtype, torch.float32))
-            squares = await worker.mesh.shards.sum(squares, part="norms", wire="statistics")
-        norms = squares.sqrt().to(o.dtype)
-        wanted = norms[..., 1:] if self.variant == "code" else math.sqrt(min(stack.shape))
-        return wanted / norms[..., :1].clamp(min=EPS)
+        if self.variant == "paper":
+            (norm,) = await frobenius_norms([normalised], exact=True, worker=worker)
+            return math.sqrt(min(stack.shape)) / norm.clamp(min=EPS)
+        norm, wanted = await frobenius_norms([normalised, o], self.rescale == "exact", worker)
+        return wanted / norm.clamp(min=EPS)

@@ -83,8 +83,8 @@ class NuMuon(Spectral):
     def _warm_start_cannot_grow(self) -> NuMuon:
         if self.krylov is not None and self.krylov.warm_start and self.rank_schedule.rises:
             raise ValueError(
-                f"got krylov.warm_start with a rank that rises ({self.rank_schedule}); expected one that stays or falls, since "
-                "a warm block has no directions to grow by; write warm_start=false"
+                f"got krylov.warm_start with a rank that rises ({self.rank_schedule}); expected one that stays or "
+                "falls, since a warm block has no directions to grow by; write warm_start=false"
             )
         return self
 

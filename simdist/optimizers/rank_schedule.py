@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import model_validator
 
-from simdist.settings import Fraction, NaturalInt, PositiveInt, Settings
-
-
-def _above_zero(value: float) -> float:
-    if value <= 0:
-        raise ValueError(f"got {value!r}; expected a fraction above 0, at most 1")
-    return value
-
-
-#: a part of the shorter side of a matrix
-Share = Annotated[Fraction, AfterValidator(_above_zero)]
+from simdist.settings import NaturalInt, PositiveInt, Settings, Share
 
 
 class RankSchedule(Settings):

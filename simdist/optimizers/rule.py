@@ -111,6 +111,14 @@ class Rule(Settings, ABC):
         ``worker.measures`` the rule notes diagnostics by ``worker.observe``.
         """
 
+    def evaluated(self, stack: Stack, x: Tensor, state: Any, worker: Worker) -> Tensor:
+        """Return the parameters at which the model is to be judged: this worker's rows of them, laid out as ``x``.
+
+        ``x`` itself, but for methods that train other parameters than they hand out (schedule-free, averages of
+        iterates). Validation, the final parameters and their hash are taken there. Local, and no part of training.
+        """
+        return x
+
 
 class NoState(NamedTuple):
     """The state of a rule that remembers nothing."""

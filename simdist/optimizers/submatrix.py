@@ -22,10 +22,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import AfterValidator
 from torch import Tensor
 
 from simdist.linalg.newton_schulz import CoefficientSet, newton_schulz, newton_schulz_flops
@@ -33,13 +32,7 @@ from simdist.optimizers.rule import MeshShape, Stack
 from simdist.optimizers.spectral import Scale, Spectral, update_scale
 from simdist.optimizers.whole_matrices import Form, check_form, collect, hand_back, stack_multiple
 from simdist.program import Worker
-from simdist.settings import Fraction, PositiveInt
-
-
-def _above_zero(value: float) -> float:
-    if value <= 0:
-        raise ValueError(f"got {value!r}; expected a fraction above 0, at most 1")
-    return value
+from simdist.settings import PositiveInt, Share
 
 
 def _l1(x: Tensor) -> Tensor:
@@ -54,7 +47,7 @@ def _largest(norms: Tensor, k: int) -> Tensor:
 class Submatrix(Spectral):
     """Base of Dion2 and Dion3. ``fraction`` is the papers' alpha; ``scope`` is said in the module's docstring."""
 
-    fraction: Annotated[Fraction, AfterValidator(_above_zero)] = 0.25
+    fraction: Share = 0.25
     scope: Literal["local", "global"] = "local"
     coefficients: CoefficientSet = "polar_express"
     ns_steps: PositiveInt = 5

@@ -116,11 +116,6 @@ def _refuse_other_protocols(torch_class: type[Optimizer]) -> None:
             f"got the torch optimizer {name}, whose step(closure) computes the loss again as often as it likes, while "
             f"workers compute one gradient per step; {_EXPECTED}"
         )
-    if hasattr(torch_class, "train") and hasattr(torch_class, "eval"):
-        raise InputError(
-            f"got the torch optimizer {name}, which evaluates other parameters than it trains (train(), eval()), while "
-            f"validation here sees the trained ones; {_EXPECTED}"
-        )
 
 
 def _hints(torch_class: type[Optimizer]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -57,6 +57,9 @@ def stepped(
             # a constructor may change its parameters (Nero), which is for the first step only
             p.data.copy_(x)
             recall(optimizer, p, memory)
+        elif has_modes(type(optimizer)):
+            # from here on the memory knows the mode
+            _switch(optimizer, "train")
         group["lr"] = lr if own == made_with else own * (lr / made_with)
         p.grad = grad.detach().clone()
         # again, as constructors may draw, which happens in every step here
@@ -64,6 +67,26 @@ def stepped(
         with Operations(x.shape if by_number else None) as count:
             optimizer.step()
         return Stepped(p.detach(), remember(optimizer, p), count.total)
+
+
+def has_modes(torch_class: type[Optimizer]) -> bool:
+    """Return whether a class evaluates other parameters than it trains: ``eval()`` puts them in place, ``train()`` back."""
+    return callable(getattr(torch_class, "train", None)) and callable(getattr(torch_class, "eval", None))
+
+
+def in_eval_mode(make: Make, x: Tensor, memory: Memory) -> Tensor:
+    """Return what ``eval()`` makes of the parameter ``x`` after a step that left ``memory``."""
+    p = Parameter(x.detach().clone())
+    with isolated(0, x.device):
+        optimizer = make(p)
+        p.data.copy_(x)
+        recall(optimizer, p, memory)
+        _switch(optimizer, "eval")
+    return p.detach()
+
+
+def _switch(optimizer: Any, mode: str) -> None:
+    getattr(optimizer, mode)()
 
 
 @contextmanager

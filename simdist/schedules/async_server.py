@@ -88,14 +88,14 @@ class AsyncServerProgram(IrregularProgram):
                 worker.observe(
                     step=version,
                     train_loss=loss,
-                    val_loss=self.validate(params, alone) if measured else None,
+                    val_loss=self.validate(params, states, alone) if measured else None,
                     lr=job.lr(job.rule, version) * self.weight(staleness),
                 )
                 worker.observe(step=version, matrix="all", worker=message.source, staleness=staleness)
             # the last push of every worker comes after the last update: it is answered by a dismissal
             note = version if version < job.steps else None
             await down.send(message.source, self.flat(layout.unstack(params)), tag="params", wait=False, note=note)
-        return layout.unstack(params)
+        return self.judged(params, states, alone)
 
     async def update(
         self, params: list[Tensor], states: list[Any], grads: list[Tensor], version: int, staleness: int, alone: Worker
@@ -109,9 +109,16 @@ class AsyncServerProgram(IrregularProgram):
     def weight(self, staleness: int) -> float:
         return 1.0 if self.staleness_weight == "none" else float((1 + staleness) ** -0.5)
 
-    def validate(self, params: list[Tensor], alone: Worker) -> Tensor:
+    def judged(self, params: list[Tensor], states: list[Any], alone: Worker) -> dict[str, Tensor]:
+        """Return the parameters that the rules hand out for evaluation; workers get those that are trained."""
+        return self.layout.unstack(
+            a.rule.evaluated(a.stack, x, state, alone)
+            for a, x, state in zip(self.layout.assignments, params, states, strict=True)
+        )
+
+    def validate(self, params: list[Tensor], states: list[Any], alone: Worker) -> Tensor:
         task = self.job.task
-        return alone.ops.evaluate(task.loss, self.layout.unstack(params), task.validation)
+        return alone.ops.evaluate(task.loss, self.judged(params, states, alone), task.validation)
 
     async def train(self, worker: Worker) -> None:
         """Compute a gradient on whatever parameters came last, push it, pull, and so on until dismissed."""

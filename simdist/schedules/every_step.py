@@ -102,7 +102,12 @@ class EveryStepProgram(LockstepProgram):
         return total
 
     async def parameters(self, worker: Worker, state: WorkerState) -> dict[str, Tensor]:
-        local = self.layout.unstack(state.params)
+        """Return the full parameters, as the rules hand them out for evaluation."""
+        judged = [
+            a.rule.evaluated(a.stack, x, rule, worker)
+            for a, x, rule in zip(self.layout.assignments, state.params, state.rules, strict=True)
+        ]
+        local = self.layout.unstack(judged)
         measuring = worker.labelled("diagnostic", "params", "params")
         full: dict[str, Tensor] = {}
         for unit in self.layout.units:

@@ -77,7 +77,8 @@ class Feeding(LockstepProgram):
 
     def fresh(self, worker: Worker) -> Any:
         layout = self.reduction.layout
-        full = {name: torch.zeros(shape, dtype=self.dtype) for name, shape in SHAPES.items()}
+        pieces = [piece for unit in layout.units for piece in unit.pieces]
+        full = {piece.name: torch.zeros(piece.shape, dtype=self.dtype) for piece in pieces}
         return self.reduction.init(worker, layout.unstack(layout.shard(full, worker)))
 
     async def step(self, worker: Worker, state: State, step: int) -> tuple[State, dict[str, Any]]:

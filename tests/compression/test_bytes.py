@@ -29,9 +29,11 @@ FACTORS = 2
 
 
 def booked(method: Compression, mesh: MeshShape) -> dict[tuple[str, str], int]:
-    """Bytes of a step that all workers together send, by axis and parameter, with bf16 factors and fp32 for the rest."""
+    """Bytes of a step that all workers together send, by axis and parameter: float32, with factors in bf16."""
     names = dict.fromkeys(KINDS, "fp32") | {"factors": "bf16"}
-    fed = feed(method, mesh, random_gradient(), "stacked", steps=2, wiring=Wiring.from_names(names))
+    fed = feed(
+        method, mesh, random_gradient(), "stacked", steps=2, dtype=torch.float32, wiring=Wiring.from_names(names)
+    )
     ledger, found = Ledger(mesh, collectives_plan("ring")), {}
     for op in fed.collectives:
         if op.purpose != "diagnostic":
@@ -144,7 +146,7 @@ def test_the_ledger_equals_the_closed_form(key: str, mesh: MeshShape) -> None:
     method, form = FORMS[key]
     found = booked(method, mesh)
     wanted = expected(form, mesh, method.axes)
-    assert wanted
+    assert wanted or (method.name == "demo" and mesh.replicas == 1)
     # what a method does not take travels in the unit's buffer
     assert {place: sent for place, sent in found.items() if place[1] != "unit"} == wanted
     left_out = {
