@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from simdist.choosing import Kind, plain, problem
-from simdist.codecs import codec_named
+from simdist.codecs.setting import CodecName as Codec
 from simdist.communication.plans import collectives_plan
 from simdist.compression.compression import Compression, compressions
 from simdist.devices import ComputeSettings
@@ -29,7 +29,6 @@ from simdist.execution.settings import EngineSettings
 from simdist.network.topology import Topology, topologies
 from simdist.optimizers.rule import MeshShape, Rule, optimizers
 from simdist.optimizers.torch_optimizer import adapted
-from simdist.registry import absolute
 from simdist.schedules.learning_rate import LearningRate
 from simdist.schedules.schedule import Schedule, schedules
 from simdist.settings import NaturalInt, PositiveInt, Settings
@@ -45,14 +44,6 @@ SCHEDULE = Kind(schedules, Schedule, "simdist.schedules", default="every_step")
 NETWORK = Kind(topologies, Topology, "simdist.network", key="topology", default="star")
 COMPRESSION = Kind(compressions, Compression, "simdist.compression")
 KINDS = (WORKLOAD, OPTIMIZER, SCHEDULE, NETWORK, COMPRESSION)
-
-
-def _known_codec(name: str) -> str:
-    codec_named(name)
-    return absolute(name)
-
-
-Codec = Annotated[str, AfterValidator(_known_codec)]
 
 
 def _names_a_folder(value: str) -> str:
@@ -120,7 +111,7 @@ Compressed = Annotated[
 class CompressionSettings(Settings):
     """Gradient compression with a memory, by axis (``simdist list codecs``); null averages gradients as usual.
 
-    On an axis of size one there is nothing to compress, and the section changes nothing, so that one scenario serves for
+    On an axis of size one there is nothing to compress, and the section changes nothing, so that one scenario serves
     any mesh.
 
     Attributes:

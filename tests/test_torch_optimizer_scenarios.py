@@ -140,7 +140,6 @@ REFUSED: list[tuple[Any, str]] = [
     ("torch:Tensor", r"derived from Rule or torch\.optim\.Optimizer"),
     ("pytorch_optimizer:SAM", r"SAM, which takes two gradients per step"),
     ("pytorch_optimizer:SophiaH", r"SophiaH, whose step\(\) fails after one gradient"),
-    ("pytorch_optimizer:ScheduleFreeAdamW", r"evaluates other parameters than it trains"),
     ("pytorch_optimizer:AdamMini", r"takes a model instead of parameters"),
     ("pytorch_optimizer:AliG", r"takes no learning rate 'lr'"),
     ("pytorch_optimizer:GSAM", r"needs the argument 'base_optimizer'"),
@@ -151,6 +150,14 @@ REFUSED: list[tuple[Any, str]] = [
     ({**LOOKAHEAD, "base": {"name": "torch.optim:SGD", "momentums": 1}}, r"base\.momentums: got an unknown key"),
     ({**LOOKAHEAD, "base": {"name": "torch.optim:SGD", "momentum": "x"}}, r"base\.momentum: got 'x'"),
     ({**LOOKAHEAD, "base": {"name": "adamw"}}, r"expected the import path of a torch optimizer"),
+    (
+        {**LOOKAHEAD, "base": {"name": "pytorch_optimizer:ScheduleFreeSGD"}},
+        r"which evaluates other parameters than it trains .*while Lookahead switches no modes",
+    ),
+    (
+        {"name": "pytorch_optimizer:SPlus", "gather_parameters": True},
+        r"gather_parameters true for SPlus, whose eval\(\) needs whole parameters",
+    ),
     ({"name": "torch.optim:SGD", "base": {"name": "torch.optim:SGD"}}, r"optimizer\.base: .*expected null"),
     ({"name": "torch.optim:SGD", "kwargs": {"a": 1}}, r"optimizer\.kwargs: .*SGD takes no \*\*kwargs"),
     ({"name": "pytorch_optimizer:Lion", "kwargs": {"lr": 1}}, r"optimizer\.kwargs: got lr; expected .*not in it"),

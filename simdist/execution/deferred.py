@@ -86,7 +86,7 @@ class DeferredGradients:
             return total.reshape(1, 1), total.element_size()
         if self._realized is not None:
             return self._sum_of_realized(number, axis, codec)
-        key = (axis, codec.name if codec else "")
+        key = (axis, codec.label if codec else "")
         if key not in self._sums:
             self._sums[key] = self._pass_over(axis, codec)
         return self._sums[key][number]

@@ -1,8 +1,8 @@
 """The low-rank compressor of EF21-Muon (card 16): factors of every replica's own difference, gathered.
 
 With D = M_j - G_j, this worker's rows of a matrix, and Q from the last step: ``P = orth(D Q)``, ``Q' = D^T P``,
-``C(D) = P Q'^T``, a projection of D, hence a contraction; Q' is the next Q, up to the lengths of its columns. Factors of
-different workers do not sum, so all are gathered: ``(R-1) (rows + n) r`` numbers sent per worker and matrix.
+``C(D) = P Q'^T``, a projection of D, hence a contraction; Q' is the next Q, up to the lengths of its columns. Factors
+of different workers do not sum, so all are gathered: ``(R-1) (rows + n) r`` numbers sent per worker and matrix.
 """
 
 from __future__ import annotations

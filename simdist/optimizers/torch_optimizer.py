@@ -36,8 +36,14 @@ from simdist.optimizers.adamw import AdamW
 from simdist.optimizers.rule import MeshShape, Rule, Stack, optimizers
 from simdist.optimizers.torch_class import Signature, signature_of
 from simdist.optimizers.torch_elementwise import ELEMENTWISE, SURVEYED, acts_by_number, path_of
-from simdist.optimizers.torch_running import TorchState, run_gathered, run_on_shards
-from simdist.optimizers.torch_stepping import isolated
+from simdist.optimizers.torch_running import (
+    TorchState,
+    evaluated_gathered,
+    evaluated_on_shards,
+    run_gathered,
+    run_on_shards,
+)
+from simdist.optimizers.torch_stepping import has_modes, isolated
 from simdist.optimizers.torch_trial import difference_on_shards, try_out
 from simdist.program import Worker
 from simdist.program.state import Loose
@@ -48,8 +54,9 @@ from simdist.settings import NaturalFloat, PositiveFloat
 class TorchOptimizer(Rule):
     """A torch optimizer as a rule; the class's own keyword arguments are fields beside those here.
 
-    ``weight_decay`` goes to hidden matrices only, as with every rule. ``lr`` follows ``lr_schedule``; other rates that
-    a class may have stay constant.
+    ``weight_decay`` goes to hidden matrices only, as with every rule; what it does there is the class's own.
+    ``lr`` follows ``lr_schedule``; other rates that a class may have stay constant. A class with ``train()`` and
+    ``eval()`` (schedule-free, SPlus) steps in train mode, and is validated and saved as ``eval()`` has it.
 
     Attributes:
         runs_on: see the head of this file; null is ``shards`` for the classes of
@@ -106,21 +113,13 @@ class TorchOptimizer(Rule):
                 f"got optimizer.gather_parameters true for {self.title}, which runs on shards and gathers "
                 "nothing; expected false, or runs_on 'gathered'"
             )
-        if self.runs_on == "shards":
-            _check_shards(self)
-        if self.gather_parameters and self.on_shards:
+        if self.gather_parameters and self.has_modes:
             raise InputError(
-                f"got optimizer.gather_parameters true for {self.title}, which runs on shards and gathers "
-                "nothing; expected false, or runs_on 'gathered'"
+                f"got optimizer.gather_parameters true for {self.title}, whose eval() needs whole parameters after "
+                "the step, which are kept only without it; expected false"
             )
         if self.runs_on == "shards":
-            difference = difference_on_shards(self)
-            if not difference < 1e-9:
-                raise InputError(
-                    f"got optimizer.runs_on 'shards' for {self.title}, which does not act on each number by "
-                    f"itself: on small matrices its steps on shards differ by {difference:.1e} from those on whole "
-                    "matrices; expected 'gathered', or null"
-                )
+            _check_shards(self)
         return self
 
     @property
@@ -135,6 +134,11 @@ class TorchOptimizer(Rule):
             plain = self.base is None and not self.group and not self.kwargs
             return plain and acts_by_number(self.torch_class, self.arguments(decay=True))
         return self.runs_on == "shards"
+
+    @property
+    def has_modes(self) -> bool:
+        """Whether the class evaluates other parameters than it trains (``train()``, ``eval()``)."""
+        return has_modes(self.torch_class)
 
     def rule_for(self, role: str) -> Rule:
         return self if role == "matrix" or self.auxiliary is None else self.auxiliary
@@ -183,6 +187,12 @@ class TorchOptimizer(Rule):
         run = run_on_shards if self.on_shards else run_gathered
         return await run(self, stack, x, grad, state, lr, worker)
 
+    def evaluated(self, stack: Stack, x: Tensor, state: Any, worker: Worker) -> Tensor:
+        if not self.has_modes:
+            return x
+        find = evaluated_on_shards if self.on_shards else evaluated_gathered
+        return find(self, stack, x, state, worker)
+
     def __reduce__(self) -> Any:
         return _rebuilt, (self.name, {key: getattr(self, key) for key in type(self).model_fields})
 
@@ -216,6 +226,11 @@ def based(rule: TorchOptimizer) -> TorchOptimizer:
     inner = adapted(found)
     if inner is None:
         raise InputError(f"got base {rule.base!r}; expected the import path of a torch optimizer as its name")
+    if has_modes(inner.torch_class):
+        raise InputError(
+            f"got base {rule.base!r}, which evaluates other parameters than it trains (train(), eval()), while "
+            f"{rule.title} switches no modes of what it wraps; expected an optimizer without modes"
+        )
     known = [*inner.signature.arguments, "group", "kwargs", "base"]
     for key in rest:
         if key not in known or key == "lr":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,7 +17,7 @@ from simdist.errors import ProgramError
 from simdist.optimizers.padding import real_rows
 from simdist.optimizers.rule import Stack
 from simdist.optimizers.torch_memory import Memory, over_tensors
-from simdist.optimizers.torch_stepping import Stepped, stepped
+from simdist.optimizers.torch_stepping import Stepped, in_eval_mode, stepped
 from simdist.program import Worker
 from simdist.program.random import stream
 from simdist.program.state import Loose
@@ -54,12 +56,9 @@ async def run_on_shards(
     rule: Steps, stack: Stack, x: Tensor, grad: Tensor, state: TorchState, lr: float, worker: Worker
 ) -> tuple[Tensor, TorchState]:
     """Step this worker's rows of the stack as one tensor; see :meth:`simdist.optimizers.rule.Rule.update`."""
-    lead = _lead(stack, x, grad, state)
+    lead = _lead(stack, state, x, grad)
     x, grad = (each.expand(*lead, *each.shape[len(lead) :]) for each in (x, grad))
-    memory = None
-    if state.steps:
-        (memory,) = state.held["memories"]
-        memory = over_tensors(memory, lambda t: _spread(t, len(lead), x.shape))
+    memory = _joint_memory(state, len(lead), x.shape) if state.steps else None
     done = _step(rule, stack, stack.title, x, grad, memory, state, lr, worker)
     await worker.compute(done.operations / math.prod(lead), rule.title)
     real = real_rows(stack, x, worker)
@@ -68,28 +67,32 @@ async def run_on_shards(
     return torch.where(real, done.x, 0), TorchState(state.steps + 1, held)
 
 
+def evaluated_on_shards(rule: Steps, stack: Stack, x: Tensor, state: TorchState, worker: Worker) -> Tensor:
+    """Return this worker's rows in eval mode; see :meth:`simdist.optimizers.rule.Rule.evaluated`."""
+    if not state.steps:
+        return x
+    lead = _lead(stack, state, x)
+    x = x.expand(*lead, *x.shape[len(lead) :])
+    new = _in_eval_mode(rule, stack, stack.title, x, _joint_memory(state, len(lead), x.shape))
+    return torch.where(real_rows(stack, x, worker), new, 0)
+
+
 async def run_gathered(
     rule: Steps, stack: Stack, x: Tensor, grad: Tensor, state: TorchState, lr: float, worker: Worker
 ) -> tuple[Tensor, TorchState]:
     """Step whole parameters, each by itself, and keep this worker's rows; see `Rule.update`."""
     shards, dim, m = worker.mesh.shards, -len(stack.shape), stack.shape[0]
     grad = await shards.all_gather(grad, dim, part="gradient")
-    kept = state.held["whole"] if state.steps else None
-    # a diverged parameter (NaN) is not a changed one
-    if kept is not None and not torch.allclose(shards.share(kept, dim), x, rtol=0, atol=0, equal_nan=True):
-        raise ProgramError(
-            f"optimizer {rule.title}: the schedule changed {stack.title!r} since the last step, so that "
-            "the rows that other shards hold are not known any more; expected optimizer.gather_parameters: true"
-        )
+    kept = _kept(rule, stack, x, state, worker)
     whole = await shards.all_gather(x, dim, part="parameter", wire="params") if kept is None else kept
-    lead = _lead(stack, whole, grad, state)
+    lead = _lead(stack, state, whole, grad)
     grad = grad.expand(*lead, *grad.shape[len(lead) :])
     whole = whole.expand(*lead, *whole.shape[len(lead) :])
     new, memories, operations = whole.clone(), [], 0.0
     for copy, place in enumerate(itertools.product(*map(range, lead))):
         for i, name in enumerate(stack.names):
             at: Any = (*place, i, slice(m))
-            memory = state.held["memories"][_source(place, state, i, stack)] if state.steps else None
+            memory = _own_memory(state, place, i, stack) if state.steps else None
             done = _step(rule, stack, name, whole[at], grad[at], memory, state, lr, worker)
             new[at] = done.x
             memories.append(done.memory)
@@ -104,6 +107,40 @@ async def run_gathered(
     return rows, TorchState(state.steps + 1, held)
 
 
+def evaluated_gathered(rule: Steps, stack: Stack, x: Tensor, state: TorchState, worker: Worker) -> Tensor:
+    """Return this worker's rows of the whole parameters in eval mode; see `Rule.evaluated`.
+
+    Needs no traffic: on several shards every worker knows whole parameters (without ``gather_parameters``).
+    """
+    if not state.steps:
+        return x
+    kept = _kept(rule, stack, x, state, worker)
+    whole = x if kept is None else kept
+    lead = _lead(stack, state, whole)
+    whole = whole.expand(*lead, *whole.shape[len(lead) :])
+    new = whole.clone()
+    for place in itertools.product(*map(range, lead)):
+        for i, name in enumerate(stack.names):
+            at: Any = (*place, i, slice(stack.shape[0]))
+            new[at] = _in_eval_mode(rule, stack, name, whole[at], _own_memory(state, place, i, stack))
+    return worker.mesh.shards.share(new, -len(stack.shape))
+
+
+def _kept(rule: Steps, stack: Stack, x: Tensor, state: TorchState, worker: Worker) -> Tensor | None:
+    """Return the whole parameters as this worker knows them from its own steps, None where it does not keep them."""
+    kept: Tensor | None = state.held["whole"] if state.steps else None
+    if kept is None:
+        return None
+    mine = worker.mesh.shards.share(kept, -len(stack.shape))
+    # a diverged parameter (NaN) is not a changed one
+    if not torch.allclose(mine, x, rtol=0, atol=0, equal_nan=True):
+        raise ProgramError(
+            f"optimizer {rule.title}: the schedule changed {stack.title!r} since the last step, so that "
+            "the rows that other shards hold are not known any more; expected optimizer.gather_parameters: true"
+        )
+    return kept
+
+
 def _step(
     rule: Steps,
     stack: Stack,
@@ -116,7 +153,7 @@ def _step(
     worker: Worker,
 ) -> Stepped:
     draws = stream(worker.seed, f"torch/{name}", step=state.steps).initial_seed()
-    try:
+    with _named(f"{rule.title} failed on {name!r} in its step {state.steps + 1}"):
         return stepped(
             lambda p: rule.make(p, stack.decay),
             x,
@@ -127,17 +164,40 @@ def _step(
             draws=draws,
             by_number=rule.on_shards,
         )
+
+
+def _in_eval_mode(rule: Steps, stack: Stack, name: str, x: Tensor, memory: Memory) -> Tensor:
+    with _named(f"{rule.title} failed on {name!r} in its eval()"):
+        return in_eval_mode(lambda p: rule.make(p, stack.decay), x, memory)
+
+
+@contextmanager
+def _named(failed: str) -> Iterator[None]:
+    """Say what failed where a class raises."""
+    try:
+        yield
     except Exception as error:  # whatever a user's class raises
         text = str(error).strip().partition("\n")[0]
-        raise ProgramError(
-            f"optimizer {rule.title} failed on {name!r} in its step {state.steps + 1}: {type(error).__name__}: {text}"
-        ) from error
+        raise ProgramError(f"optimizer {failed}: {type(error).__name__}: {text}") from error
 
 
-def _lead(stack: Stack, x: Tensor, grad: Tensor, state: TorchState) -> tuple[int, ...]:
+def _lead(stack: Stack, state: TorchState, *tensors: Tensor) -> tuple[int, ...]:
     """Return the leading worker axes over which values, gradients and memories differ."""
-    leads = [each.shape[: each.ndim - len(stack.shape) - 1] for each in (x, grad)]
+    leads = [each.shape[: each.ndim - len(stack.shape) - 1] for each in tensors]
     return tuple(torch.broadcast_shapes(*leads, *([state.held["lead"]] if state.steps else [])))
+
+
+def _joint_memory(state: TorchState, lead: int, shape: tuple[int, ...]) -> Memory:
+    """Return the memory of a stack that is one tensor of this shape."""
+    (memory,) = state.held["memories"]
+    found: Memory = over_tensors(memory, lambda t: _spread(t, lead, shape))
+    return found
+
+
+def _own_memory(state: TorchState, place: tuple[int, ...], i: int, stack: Stack) -> Memory:
+    """Return the memory of matrix ``i`` of the copy at ``place``."""
+    found: Memory = state.held["memories"][_source(place, state, i, stack)]
+    return found
 
 
 def _spread(t: Tensor, lead: int, shape: tuple[int, ...]) -> Tensor:

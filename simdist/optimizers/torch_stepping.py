@@ -50,7 +50,7 @@ def stepped(
     """
     p = Parameter(x.detach().clone())
     with isolated(draws, x.device):
-        optimizer = make(p)
+        optimizer: Any = make(p)
         (group,) = optimizer.param_groups
         own = group.get("lr", made_with)
         if memory is not None:
@@ -58,8 +58,8 @@ def stepped(
             p.data.copy_(x)
             recall(optimizer, p, memory)
         elif has_modes(type(optimizer)):
-            # from here on the memory knows the mode
-            _switch(optimizer, "train")
+            # once: from here on the memory knows the mode
+            optimizer.train()
         group["lr"] = lr if own == made_with else own * (lr / made_with)
         p.grad = grad.detach().clone()
         # again, as constructors may draw, which happens in every step here
@@ -70,23 +70,23 @@ def stepped(
 
 
 def has_modes(torch_class: type[Optimizer]) -> bool:
-    """Return whether a class evaluates other parameters than it trains: ``eval()`` puts them in place, ``train()`` back."""
+    """Return whether a class evaluates other parameters than it trains: ``eval()`` puts them there, ``train()`` back."""
     return callable(getattr(torch_class, "train", None)) and callable(getattr(torch_class, "eval", None))
 
 
 def in_eval_mode(make: Make, x: Tensor, memory: Memory) -> Tensor:
-    """Return what ``eval()`` makes of the parameter ``x`` after a step that left ``memory``."""
+    """Return what ``eval()`` makes of the parameter ``x`` after a step that left ``memory``, which stays as it is.
+
+    Args:
+        make: returns a new optimizer with modes (:func:`has_modes`) over the one parameter that it is given.
+    """
     p = Parameter(x.detach().clone())
     with isolated(0, x.device):
-        optimizer = make(p)
+        optimizer: Any = make(p)
         p.data.copy_(x)
         recall(optimizer, p, memory)
-        _switch(optimizer, "eval")
+        optimizer.eval()
     return p.detach()
-
-
-def _switch(optimizer: Any, mode: str) -> None:
-    getattr(optimizer, mode)()
 
 
 @contextmanager

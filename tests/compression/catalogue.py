@@ -1,6 +1,7 @@
-"""All registered gradient compressions, with variants of their settings, and what holds for each. A new one joins by a line.
+"""All registered gradient compressions, with variants of their settings, and what holds for each.
 
-The laws of ``test_laws.py`` run over this list; a compression that is registered but not here fails by name.
+A new one joins by a line. The laws of ``test_laws.py`` run over this list; a compression that is registered but not
+here fails by name.
 """
 
 from __future__ import annotations

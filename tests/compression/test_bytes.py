@@ -1,4 +1,4 @@
-"""What the ledger books equals the closed forms of cards 8, 9, 11 and 12 to the byte, and the golden numbers of card 20.
+"""The ledger equals the closed forms of cards 8, 9, 11 and 12 to the byte, and the golden numbers of card 20.
 
 Totals are over all workers: n members send (n - 1) S for an all-gather, reduce-scatter or all-to-all of S bytes (of an
 all-to-all: each member's buffer), and 2 (n - 1) S for an all-reduce.

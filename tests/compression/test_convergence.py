@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ def quadratics(x: Tensor, step: int, worker: int) -> Tensor:
     return CURVES[worker] * (x - CENTRES[worker])
 
 
+@cache
 def distances(method: Compression) -> list[float]:
     path = descend(method, quadratics, torch.zeros(4, dtype=torch.float64), 0.2, 300, members=3)
     return [float((x - OPTIMUM).norm()) for x in path]
@@ -101,28 +103,33 @@ DIRECTIONS = [
 ]
 
 
+START = torch.tensor([1.0, 1.0, 1.5, 0.5], dtype=torch.float64)
+
+
 def least_squares(x: Tensor, step: int, worker: int) -> Tensor:
-    """Gradient of ``<a, x>^2`` for one of two a's in turn: its signs are always along (1, -1), whatever x is."""
+    """Two such problems in pairs of numbers, as each of two owners has a slice, and a scale, of its own.
+
+    Gradients of ``<a, x>^2`` for one of two a's in turn: their signs are always along (1, -1), whatever x is.
+    """
     a = DIRECTIONS[step % 2]
-    return 2 * (a @ x) * a
+    pairs = x.reshape(2, 2)
+    return (2 * (pairs @ a).unsqueeze(-1) * a).flatten()
 
 
 def test_signs_converge_with_error_feedback_only() -> None:
-    """Signs of these gradients never leave the line x1 + x2 = 2; with feedback they reach the optimum at zero."""
-    start = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    """Without it they never leave the line on which x1 + x2 is what it was; with it they reach the optimum at zero."""
     without, with_feedback = (
-        descend(ErrorFeedback(codec="sign", decay=decay, way_back="exact"), least_squares, start, 0.05, 400)
+        descend(ErrorFeedback(codec="sign", decay=decay, way_back="exact"), least_squares, START, 0.05, 300)
         for decay in (0.0, 1.0)
     )
-    assert all(abs(float(x.sum()) - 2) < 1e-6 for x in without)
+    assert all(abs(float(pair) - 2) < 1e-5 for x in without for pair in x.reshape(2, 2).sum(-1))
     assert float(with_feedback[-1].norm()) < 1e-3
 
 
 def test_without_compression_all_of_these_converge() -> None:
-    x = descend(None, quadratics, torch.zeros(4, dtype=torch.float64), 0.2, 300, members=3)[-1]
-    torch.testing.assert_close(x, OPTIMUM, rtol=0, atol=1e-6)
-    x = descend(None, least_squares, torch.tensor([1.0, 1.0], dtype=torch.float64), 0.05, 400)[-1]
-    assert float(x.norm()) < 1e-3
+    x = descend(None, quadratics, torch.zeros(4, dtype=torch.float64), 0.2, 200, members=3)[-1]
+    torch.testing.assert_close(x, OPTIMUM, rtol=0, atol=1e-4)
+    assert float(descend(None, least_squares, START, 0.05, 300)[-1].norm()) < 1e-3
 
 
 def test_ef21_needs_its_momentum_on_noise() -> None:

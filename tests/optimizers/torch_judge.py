@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from simdist.optimizers import AdamW, MeshShape, Rule
 from simdist.optimizers.torch_optimizer import TorchOptimizer
-from simdist.optimizers.torch_stepping import isolated
+from simdist.optimizers.torch_stepping import has_modes, isolated
 from simdist.program.random import stream
 from tests.optimizers.harness import Cohort, Driver, Gradient, Outcome, Parameter, first_value, random_gradient, train
 
@@ -27,19 +28,37 @@ def alike(parameters: Sequence[Parameter]) -> Gradient:
     return lambda name, step, worker: own(name, step, 0)
 
 
-def alive(make: Make, parameter: Parameter, gradient: Gradient, steps: int = STEPS, lr: float | None = None) -> Tensor:
-    """Train one parameter with the class as torch users do (random draws as in a run with seed 0)."""
+def lives(
+    make: Make, parameter: Parameter, gradient: Gradient, steps: int = STEPS, lr: float | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Train one parameter with the class as torch users do (random draws as in a run with seed 0).
+
+    Yields it after every step, as it is trained and as it is evaluated: after ``eval()``, for a class with modes, which
+    then goes on after ``train()``.
+    """
     p = torch.nn.Parameter(first_value(parameter))
     with isolated(stream(0, f"torch/{parameter.name}", step=0).initial_seed(), p.device):
         # as everywhere here, weight decay is for hidden matrices
-        optimizer = make([p], {} if parameter.role == "matrix" else {"weight_decay": 0.0})
+        optimizer: Any = make([p], {} if parameter.role == "matrix" else {"weight_decay": 0.0})
+    modes = has_modes(type(optimizer))
     for step in range(steps):
+        if modes:
+            optimizer.train()
         p.grad = gradient(parameter.name, step, 0).clone()
         if lr is not None:
             optimizer.param_groups[0]["lr"] = lr
         with isolated(stream(0, f"torch/{parameter.name}", step=step).initial_seed(), p.device):
             optimizer.step()
-    return p.detach()
+        trained = p.detach().clone()
+        if modes:
+            optimizer.eval()
+        yield trained, p.detach().clone()
+
+
+def alive(make: Make, parameter: Parameter, gradient: Gradient, steps: int = STEPS, lr: float | None = None) -> Tensor:
+    """Return one parameter after the last step, as it is trained."""
+    *_, (trained, _) = lives(make, parameter, gradient, steps, lr)
+    return trained
 
 
 def agrees(
