@@ -228,11 +228,18 @@ def families() -> list[list[Contestant]]:
     qr, memories = ("qr_pos", "colnorm", "polar", "qr_raw"), ("EF-P 1", "EF-C 0.05")
     found = [_grid("small", [factor], [memory], RANKS) for factor in qr for memory in memories]
     found.append(_references("small", RANKS))
-    found += [[one] for one in _grid("large", ("qr_pos", "colnorm", "polar"), memories, (0.25,))]
-    found += [[one] for one in (*_references("large", ()), *_grid("large", ("qr_raw",), ("EF-P 1",), (0.25,)))]
+    muon, adamw = _references("large", ())
+    published = _grid("large", ("qr_pos", "colnorm", "polar"), ("EF-P 1",), (0.25,))
+    found += [[one] for one in (published[0], published[1], muon, published[2])]
+    found += [_grid("small", ["exact_svd"], [memory], RANKS) for memory in memories]
+    found += [_adaptive(), _wires()]
     found += [_grid("small", [factor], ["EF-C 0.3"], RANKS) for factor in qr]
-    found += [_grid("small", ["exact_svd"], [memory], RANKS) for memory in MEMORIES]
     teachers = _teacher()
     found += [[one for one in teachers if one.study == study] for study in dict.fromkeys(t.study for t in teachers)]
-    found += [_beta(), _adaptive(), _wires()]
+    found += [[adamw], _beta()]
+    # what takes longest and decides least: the rest goes on with the next call where an earlier one was stopped
+    found += [[one] for one in _grid("large", ("qr_pos", "colnorm"), ("EF-C 0.05",), (0.25,))]
+    found += [_grid("small", ["exact_svd"], ["EF-C 0.3"], RANKS)]
+    found += [[one] for one in _grid("large", ("qr_raw",), ("EF-P 1",), (0.25,))]
+    found += [[one] for one in _grid("large", ("polar",), ("EF-C 0.05",), (0.25,))]
     return found

@@ -26,9 +26,9 @@ class DeMo(Compression):
 
     ``delta <- decay delta + w G``; per chunk the ``k`` largest of its cosine coefficients travel and leave delta;
     coefficients are merged by their mean over the workers that sent them. What stands for the gradient is in units of
-    ``w G``; the reference takes its sign: optimizer ``signum`` with momentum 0. Chunks are a x b with a and b the largest
-    divisors of the two sides up to ``chunk`` (vectors: length a; more dimensions: all but the first are joined). Sent
-    per worker, n members: ``(n - 1) chunks k (b_index + b_value)``; ``k`` is at most a chunk's numbers.
+    ``w G``; the reference takes its sign: optimizer ``signum`` with momentum 0. Chunks are a x b with a and b the
+    largest divisors of the two sides up to ``chunk`` (vectors: length a; more dimensions: all but the first are
+    joined). Sent per worker, n members: ``(n - 1) chunks k (b_index + b_value)``; k is at most a chunk's numbers.
 
     A coefficient that was sent but is exactly zero counts as not sent.
 

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from simdist.optimizers.adaptive_rank import AdaptiveRank
 from simdist.optimizers.low_rank import Plan
-from simdist.optimizers.rank_schedule import Share
 from simdist.optimizers.right_factor import RightFactorSettings
 from simdist.optimizers.rule import Decay, optimizers
 from simdist.optimizers.spectral import Scale
-from simdist.settings import PositiveInt
+from simdist.settings import PositiveInt, Share
 
 #: unit columns, as Dion's
 UNIT_COLUMNS = RightFactorSettings(right_factor="colnorm")

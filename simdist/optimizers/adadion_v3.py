@@ -13,12 +13,11 @@ from simdist.optimizers.adaptive_rank import AdaptiveRank, AdaptiveState, Change
 from simdist.optimizers.low_rank import Plan, Seen
 from simdist.optimizers.mode_persistence import SHORT, Modes, cleared_shares, matched
 from simdist.optimizers.rank_controller import active_columns
-from simdist.optimizers.rank_schedule import Share
 from simdist.optimizers.rule import Decay, Stack, optimizers
 from simdist.optimizers.sharded_qr import statistic
 from simdist.optimizers.spectral import Scale
 from simdist.program import Worker
-from simdist.settings import PositiveFloat, PositiveInt
+from simdist.settings import PositiveFloat, PositiveInt, Share
 
 
 class ModeState(NamedTuple):

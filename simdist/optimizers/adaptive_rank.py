@@ -29,11 +29,11 @@ from torch.nn.functional import pad
 from simdist.linalg.orthonormalize import orthonormalize
 from simdist.optimizers.low_rank import LowRank, Seen
 from simdist.optimizers.rank_controller import RankController, Ranks, active_columns
-from simdist.optimizers.rank_schedule import Share
 from simdist.optimizers.rule import MeshShape, Stack
 from simdist.optimizers.sharded_qr import qr_flops, statistic
 from simdist.program import Worker
 from simdist.program.random import normal
+from simdist.settings import Share
 
 
 class AdaptiveState(NamedTuple):

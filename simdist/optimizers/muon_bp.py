@@ -7,8 +7,8 @@ on other meshes, and without shards both kinds of step are full in value.
 
 Taken from the abstract and a secondary formula page (the paper itself was not read): the two kinds of step, full at
 t mod P = 0 from t = 0, momentum as a sum, two learning rates, a scale by the dimensions of what is orthogonalised.
-Not confirmed for us: whether its experiments use Nesterov momentum, and which rate weight decay takes on block steps (here ``lr``
-on all steps, so that decay does not see the period).
+Not confirmed for us: whether its experiments use Nesterov momentum, and which rate weight decay takes on block steps
+(here ``lr`` on all steps, so that decay does not see the period).
 """
 
 from __future__ import annotations

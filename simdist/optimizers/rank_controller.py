@@ -21,9 +21,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from simdist.optimizers.rank_schedule import Share
 from simdist.optimizers.rule import Decay
-from simdist.settings import Fraction, NaturalFloat, PositiveFloat, PositiveInt, Settings
+from simdist.settings import Fraction, NaturalFloat, PositiveFloat, PositiveInt, Settings, Share
 
 
 class Ranks(NamedTuple):

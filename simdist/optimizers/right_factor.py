@@ -197,7 +197,8 @@ async def _block_qr(w: Tensor, v: Tensor, setting: Setting) -> Factor:
 
     def blocks(x: Tensor) -> Tensor:
         padded: Tensor = pad(x, (0, -low_rank % k))
-        return padded.unflatten(-1, (-1, k)).movedim(-2, -3)
+        cut: Tensor = padded.unflatten(-1, (-1, k)).movedim(-2, -3)
+        return cut
 
     def joined(x: Tensor) -> Tensor:
         columns: Tensor = x.movedim(-3, -2).flatten(-2)[..., :low_rank]

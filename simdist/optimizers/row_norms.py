@@ -35,4 +35,5 @@ async def frobenius_norms(parts: list[Tensor], exact: bool, worker: Worker) -> t
         # never below single precision on the wire, and what the run computes in above that
         squares = squares.to(torch.promote_types(squares.dtype, torch.float32))
         squares = await worker.mesh.shards.sum(squares, part="norms", wire="statistics")
-    return squares.sqrt().to(parts[0].dtype).split(1, dim=-1)
+    norms: tuple[Tensor, ...] = squares.sqrt().to(parts[0].dtype).split(1, dim=-1)
+    return norms

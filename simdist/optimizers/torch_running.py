@@ -123,7 +123,8 @@ def evaluated_gathered(rule: Steps, stack: Stack, x: Tensor, state: TorchState, 
         for i, name in enumerate(stack.names):
             at: Any = (*place, i, slice(stack.shape[0]))
             new[at] = _in_eval_mode(rule, stack, name, whole[at], _own_memory(state, place, i, stack))
-    return worker.mesh.shards.share(new, -len(stack.shape))
+    rows: Tensor = worker.mesh.shards.share(new, -len(stack.shape))
+    return rows
 
 
 def _kept(rule: Steps, stack: Stack, x: Tensor, state: TorchState, worker: Worker) -> Tensor | None:

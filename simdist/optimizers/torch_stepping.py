@@ -70,7 +70,7 @@ def stepped(
 
 
 def has_modes(torch_class: type[Optimizer]) -> bool:
-    """Return whether a class evaluates other parameters than it trains: ``eval()`` puts them there, ``train()`` back."""
+    """Return whether a class evaluates other parameters than it trains, which ``eval()`` and ``train()`` exchange."""
     return callable(getattr(torch_class, "train", None)) and callable(getattr(torch_class, "eval", None))
 
 

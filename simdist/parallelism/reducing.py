@@ -137,7 +137,8 @@ class Reduction:
         if piece.rows * self.layout.mesh.shards == piece.shape[0]:
             return None
         rows = torch.arange(self.layout.mesh.shards * piece.rows, device=like.device)
-        return (rows < piece.shape[0]).unflatten(0, (self.layout.mesh.shards, piece.rows))
+        real: Tensor = (rows < piece.shape[0]).unflatten(0, (self.layout.mesh.shards, piece.rows))
+        return real
 
     def _without_padding(self, piece: Piece, mean: Tensor, worker: Worker) -> Tensor:
         """Return a mean of rows with zeros in padding rows: no codec may make numbers of nothing."""
@@ -153,7 +154,10 @@ class Reduction:
         if rows is None:
             return None
         numbers = worker.ops.alike(rows.repeat_interleave(piece.size // piece.rows, -1))
-        return numbers if axis == "shards" else worker.mesh.shards.share(numbers, -2).squeeze(-2)
+        if axis == "shards":
+            return numbers
+        mine: Tensor = worker.mesh.shards.share(numbers, -2).squeeze(-2)
+        return mine
 
     def _method(self, axis: str) -> Compression:
         method = self.chosen.on(axis)

@@ -65,12 +65,13 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Feeding(LockstepProgram):
-    """Reduces given gradients; ``between`` may replace the memories between two steps."""
+    """Reduces given gradients; ``between`` may replace the memories between two steps; ``measure`` audits them."""
 
     reduction: Reduction
     gradient: Gradient
     dtype: torch.dtype = torch.float64
     between: Callable[[int, Any, Any], Any] | None = None
+    measure: bool = False
 
     async def start(self, worker: Worker) -> State:
         return State(self.fresh(worker), {})
@@ -94,7 +95,8 @@ class Feeding(LockstepProgram):
                 values, new = await self.reduction.reduce(buffer, packed, memories, on_wire, step)
                 means |= values
                 kept |= new
-        await self.reduction.audit(kept, worker)
+        if self.measure:
+            await self.reduction.audit(kept, worker)
         return State(kept, means), {}
 
     def _packed(self, buffer: Any, step: int, worker: int) -> Tensor:
@@ -139,11 +141,12 @@ def feed(
     wiring: Wiring = WIRING,
     units: tuple[Unit, ...] = UNITS,
     seed: int = 3,
+    measure: bool = False,
 ) -> Fed:
     """Reduce ``steps`` steps' gradients on an engine."""
     layout = Layout(units, rule or SGD(lr=LR), mesh)
     methods = method if isinstance(method, Compressions) else chosen(method, mesh)
-    program = Feeding(Reduction(layout, methods, lambda name, step: LR / step), gradient, dtype, between)
+    program = Feeding(Reduction(layout, methods, lambda name, step: LR / step), gradient, dtype, between, measure)
     make = LocalEngine.inline if engine == "inline" else LocalEngine.stacked
     fed = Fed()
     with make(program, mesh, wiring, seed) as running:

@@ -237,8 +237,9 @@ def test_memories_are_measured(tmp_path: Path, method: str, part: str) -> None:
         matrices = 2 if method == "powersgd" else 3
         assert len(mine) == 5 * matrices
         assert torch.tensor(mine).isfinite().all()
-        assert all(norm > 0 for norm, _ in mine)
-        # workers' noise and fixed differences part them (though votes may be unanimous)
+        # workers' noise and fixed differences part them, though votes may be unanimous, and what was sparse already
+        # (on its way over shards) may be sent whole
+        assert sum(norm > 0 for norm, _ in mine) > len(mine) / 2
         assert any(drift > 0 for _, drift in mine)
 
 
@@ -254,7 +255,7 @@ def test_delta_decays_when_gradients_end() -> None:
     """What DeMo holds back fades by its decay, and by being sent."""
     gradient = random_gradient()
     method = DeMo(k=2, chunk=8, decay=0.9, values="fp64")
-    fed = feed(method, DDP, lambda name, step, worker: gradient(name, step, worker) * (step < 3), steps=8)
+    fed = feed(method, DDP, lambda name, step, worker: gradient(name, step, worker) * (step < 3), steps=8, measure=True)
     for name in SHAPES:
         norms = [row["replicas_delta_norm"] for seen in fed.observations for row in seen if row["matrix"] == name]
         assert len(norms) == 8

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pytorch_optimizer import ScheduleFreeAdamW
 
 from simdist.optimizers import (
     SGD,
@@ -368,6 +369,7 @@ CASES: tuple[Case, ...] = (
         why="each worker's slices have scales of their own, and their number is that of the replicas",
     ),
     Case("torch", torch_rule(torch.optim.AdamW)(lr=0.1), forms.nothing, scale_invariant=True),
+    Case("torch schedule-free", torch_rule(ScheduleFreeAdamW)(lr=0.1), forms.nothing, scale_invariant=True),
     Case(
         "torch gathered",
         torch_rule(torch.optim.AdamW)(lr=0.1, runs_on="gathered"),

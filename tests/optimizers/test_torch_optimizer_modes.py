@@ -1,4 +1,4 @@
-"""Torch optimizers that evaluate other parameters than they train (``train()``, ``eval()``): both as the class has them."""
+"""Torch optimizers that evaluate other parameters than they train (``train()``, ``eval()``): both as in the class."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def laid_out(assignment: Assignment, values: dict[str, Tensor], like: Tensor, wo
     whole = torch.zeros(stack.count, stack.rows * stack.mesh.shards, *stack.shape[1:], dtype=like.dtype)
     for i, name in enumerate(stack.names):
         whole[i, : stack.shape[0]] = values[name]
-    mine: Tensor = worker.mesh.shards.share(whole.reshape((1,) * (like.ndim - whole.ndim) + whole.shape), -len(stack.shape))
+    whole = whole.reshape((1,) * (like.ndim - whole.ndim) + whole.shape)
+    mine: Tensor = worker.mesh.shards.share(whole, -len(stack.shape))
     return mine
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import ceil, prod
 from typing import Any
 
@@ -147,8 +146,3 @@ def test_methods_for_one_axis_are_refused_on_the_other() -> None:
         DeMo().check("shards")
     DeMo().check("replicas")
     MajorityVote().check("shards")
-
-
-def test_a_reduction_is_a_value() -> None:
-    one = reduction(DDP, AdamW(lr=0.1), replicas=TOPK)
-    assert replace(one, chosen=Compressions()).chosen.on("replicas") is None

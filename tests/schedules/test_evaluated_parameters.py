@@ -15,7 +15,6 @@ from simdist.assembly import build_engine, build_hosts, build_job, build_task, b
 from simdist.communication.ledger import Ledger
 from simdist.communication.plans import Ring
 from simdist.execution.live import LiveRun
-from simdist.optimizers.torch_optimizer import torch_rule
 from simdist.scenario import Scenario
 
 STEPS = 5
