@@ -18,7 +18,7 @@ class Sign(Codec):
 
     Payload of a message of ``length`` numbers: ``ceil(length / 8) + 4`` bytes. ``sign(0)`` is +1, as one bit has no
     third value; a message of zeros has the scale 0. ``||C(x) - x||^2 = ||x||^2 - ||x||_1^2 / d``. On the wire each
-    slice of a two-shot sum has a scale of its own (zeros that pad the last slice count in its d), each tensor otherwise.
+    slice of a two-shot sum has a scale of its own (zeros that pad the last slice count in its d).
     """
 
     name: ClassVar[str] = "sign"
