@@ -73,6 +73,10 @@ class Driver:
 
     name: str
 
+    def __repr__(self) -> str:
+        # test processes must agree on the names of tests, so none may hold an address
+        return self.name
+
     def workers(self, mesh: MeshShape, seed: int) -> list[Worker]:
         raise NotImplementedError
 
