@@ -18,10 +18,10 @@ from simdist.execution.lockstep import StepOutcome
 from simdist.optimizers import optimizers
 from simdist.results.recorder import params_sha256
 from simdist.scenario import Scenario
+from tests.execution.needs import NEEDS
 
 TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
 STEPS = 4
-NEEDS = {"dion": {"rank": 2}, "orth_dion": {"rank": 2}}
 TEACHER = {"name": "teacher", "rows": 9, "columns": 8, "matrices": 3, "heterogeneity": 0.1}
 GPT = {"name": "byte_gpt", "width": 16, "depth": 1, "heads": 2, "context": 16, "batch": 2, "validation_batches": 3}
 

@@ -22,10 +22,10 @@ from simdist.program import MeshShape, Worker
 from simdist.program.program import LockstepProgram
 from simdist.program.requests import Wave
 from simdist.scenario import Scenario
+from tests.execution.needs import NEEDS
 
 WIRING = Wiring.from_names(dict.fromkeys(("params", "grads", "factors", "statistics"), "fp32"))
 #: settings beyond name and lr that a rule cannot do without
-NEEDS = {"dion": {"rank": 2}, "orth_dion": {"rank": 2}}
 
 
 class Guarded(Resolver):

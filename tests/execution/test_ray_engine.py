@@ -27,6 +27,7 @@ from simdist.program.program import LockstepProgram
 from simdist.results.recorder import params_sha256
 from simdist.running import run
 from simdist.scenario import Scenario
+from tests.execution.needs import NEEDS
 
 GPT = {"name": "byte_gpt", "width": 16, "depth": 1, "heads": 2, "context": 16, "batch": 2, "validation_batches": 3}
 TEACHER = {"name": "teacher", "rows": 9, "columns": 8, "matrices": 3}
@@ -211,12 +212,11 @@ class Several(LockstepProgram):
 )
 @pytest.mark.usefixtures("cluster")
 def test_every_optimizer_trains_to_the_inline_bits(replicas: int, shards: int, blocks: list[range]) -> None:
-    needs = {"dion": {"rank": 2}, "orth_dion": {"rank": 2}}
     scenarios = [
         scenario(
             {"name": "inline"},
             mesh={"replicas": replicas, "shards": shards},
-            optimizer={"name": name, "lr": 0.01, **needs.get(name, {})},
+            optimizer={"name": name, "lr": 0.01, **NEEDS.get(name, {})},
         ).to_dict()
         for name in optimizers.names()
     ]
