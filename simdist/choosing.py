@@ -154,6 +154,7 @@ def plain(value: Any, kinds: Iterable[Kind]) -> Any:
     return to_jsonable_python(value)
 
 
+# an Annotated alias has its metadata at run time only, which typing does not tell
 _READABLE = [
     (Rate.__metadata__[0], format_rate, parse_rate),  # type: ignore[attr-defined]
     (Seconds.__metadata__[0], format_time, parse_time),  # type: ignore[attr-defined]

@@ -137,7 +137,7 @@ def _from_python(file: Path, prefer: str) -> Scenario | Sweep:
         raise InputError(f"{file}: got neither scenario() nor sweep(); expected a function that returns a Scenario")
     try:
         found = function()
-    except Exception as error:
+    except Exception as error:  # whatever a user's function raises
         raise InputError(_blame(file, error)) from error
     if not isinstance(found, (Scenario, Sweep)):
         name = function.__name__

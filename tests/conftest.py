@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-# before torch and numpy are imported, which read these once; 2 test processes share 2 cores
+# before torch and numpy are imported, which read these once (hence E402); 2 test processes share 2 cores
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 

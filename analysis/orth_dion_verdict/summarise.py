@@ -117,9 +117,11 @@ def questions(entries: Entries, study: str) -> str:
             for question, one, other in QUESTIONS:
                 contrast(question, f"{one}, {end}", f"{other}, {end}")
     for rank in RANKS:
-        contrast("Orth-Dion as published against Dion", f"qr_pos, EF-P 1, r = {rank:g} d", f"Dion, r = {rank:g} d")
+        contrast("Orth-Dion with the paper's memory", f"qr_pos, EF-P 1, r = {rank:g} d", f"Dion, r = {rank:g} d")
+        contrast("Dion with the paper's memory", f"colnorm, EF-P 1, r = {rank:g} d", f"Dion, r = {rank:g} d")
         contrast("Is our Dion the family's colnorm?", f"Dion, r = {rank:g} d", f"colnorm, EF-C 0.05, r = {rank:g} d")
-        contrast("Does Orth-Dion reach Muon?", f"qr_pos, EF-P 1, r = {rank:g} d", "Muon")
+        for memory in ("EF-P 1", "EF-C 0.3"):
+            contrast("Does Orth-Dion reach Muon?", f"qr_pos, {memory}, r = {rank:g} d", "Muon")
     contrast("Adaptive against fixed rank", "Ada-Orth-Dion, EF-P 1, r from 0.25 d", "qr_pos, EF-P 1, r = 0.25 d")
     return markdown(["question", "loss of", "gap in final loss, 95 %", "verdict"], lines)
 

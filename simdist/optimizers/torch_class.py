@@ -152,6 +152,7 @@ def _sayable(annotation: Any) -> Any:
         return annotation
     if origin in (typing.Union, types.UnionType):
         members = [found for each in inner if (found := _sayable(each)) is not NOTHING]
+        # X | Y cannot be written for members known only here, and Python 3.10 has no other way
         return typing.Union[tuple(members)] if members and members != [type(None)] else NOTHING  # noqa: UP007
     if origin is tuple:
         members = [each if each is Ellipsis else _sayable(each) for each in inner]

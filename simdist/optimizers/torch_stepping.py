@@ -92,7 +92,7 @@ def in_eval_mode(make: Make, x: Tensor, memory: Memory) -> Tensor:
 @contextmanager
 def isolated(draws: int, device: torch.device) -> Iterator[None]:
     """Seed every global stream of random numbers for the while, and keep warnings (of torch's future, mostly) quiet."""
-    # third-party classes draw from these global streams, which is why they are seeded here and put back
+    # third-party classes draw from these global streams, numpy's legacy one too: so they are seeded here and put back
     python, of_numpy = random.getstate(), numpy.random.get_state()  # noqa: NPY002
     devices = [device] if device.type == "cuda" else []
     try:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -68,7 +69,7 @@ class _Ops:
 Program = Callable[[Worker], Coroutine[Any, Any, Any]]
 
 
-class Driver:
+class Driver(ABC):
     """Advances coroutines wave by wave; subclasses say what members receive."""
 
     name: str
@@ -77,14 +78,17 @@ class Driver:
         # test processes must agree on the names of tests, so none may hold an address
         return self.name
 
+    @abstractmethod
     def workers(self, mesh: MeshShape, seed: int) -> list[Worker]:
-        raise NotImplementedError
+        """Return the handles, one per coroutine."""
 
+    @abstractmethod
     def answer(self, mesh: MeshShape, requests: Sequence[Any]) -> list[Any]:
-        raise NotImplementedError
+        """Return what each coroutine receives."""
 
+    @abstractmethod
     def message(self, mesh: MeshShape, request: Any) -> int:
-        raise NotImplementedError
+        """Return the numbers in the full message of card 0."""
 
     def run(self, mesh: MeshShape, program: Program, seed: int = 0) -> Outcome:
         workers = self.workers(mesh, seed)
