@@ -1,4 +1,4 @@
-# make demo | install | test | test-slow | lint | format | clean; each sets up what it needs first.
+# make demo | install | test | test-slow | fidelity | lint | format | clean; each sets up what it needs first.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow fidelity fidelity-measure lint format clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,12 @@ test: $(STAMP) ## run the tests (not those marked slow, gpu or root)
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(PYTEST) -m slow
+
+fidelity: $(STAMP) ## predict the committed measurements of real links, real steps and SimGrid; print the errors
+	$(BIN)/python -m analysis.fidelity
+
+fidelity-measure: $(STAMP) ## the same, but first measure what is missing (root, iproute2, python3-simgrid; 40 minutes for all)
+	$(BIN)/python -m analysis.fidelity --measure
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .

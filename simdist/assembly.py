@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from simdist.communication.plans import Plan, collectives_plan
+from simdist.communication.plans import Collectives, collectives_named
 from simdist.execution.blocks import split_into_blocks
+from simdist.execution.compute_model import ComputeModel
 from simdist.execution.engine import Engine, LocalEngine, set_threads
 from simdist.execution.live_block import LiveHosts, LocalHosts
 from simdist.execution.lockstep import Hold
@@ -19,6 +20,7 @@ from simdist.execution.pricing import StepPricer
 from simdist.execution.timeline import Timeline
 from simdist.execution.wiring import Wiring
 from simdist.parallelism import Compressions
+from simdist.profiles import read_profile
 from simdist.scenario import Scenario, check_fits, check_machine
 from simdist.schedules import Job
 
@@ -56,9 +58,9 @@ def build_job(scenario: Scenario, task: Task) -> Job:
     )
 
 
-def build_plan(scenario: Scenario) -> Plan:
-    """Return the plan that ``network.collectives`` names."""
-    return collectives_plan(scenario.network.collectives)
+def build_collectives(scenario: Scenario) -> Collectives:
+    """Return the plan or profile that ``network.collectives`` names."""
+    return collectives_named(scenario.network.collectives)
 
 
 def build_wiring(scenario: Scenario) -> Wiring:
@@ -76,14 +78,28 @@ def build_pricer(scenario: Scenario) -> StepPricer:
     return StepPricer(
         scenario.network.network(mesh.workers),
         (mesh.replicas, mesh.shards),
-        build_plan(scenario),
-        flops_per_second(scenario),
+        build_collectives(scenario),
+        build_compute(scenario),
+        scenario.overlap,
     )
 
 
-def flops_per_second(scenario: Scenario) -> list[float]:
-    """Return the rate of each worker in FLOP/s."""
-    return [scenario.compute.flops_per_second(worker) for worker in range(scenario.workers)]
+def build_compute(scenario: Scenario) -> ComputeModel:
+    """Return how long the workers compute.
+
+    Raises:
+        InputError: for a profile or trace of stragglers that cannot be read or does not fit.
+    """
+    compute, workers = scenario.compute, scenario.workers
+    profile = None if compute.profile is None else read_profile(compute.profile)
+    return ComputeModel(
+        flops_per_second=compute.flops_per_second,
+        slowness=tuple(1.0 / compute.speeds.get(worker, 1.0) for worker in range(workers)),
+        memory_bytes_per_second=compute.memory_bytes_per_second,
+        profile=None if profile is None else profile.seconds,
+        stragglers=None if compute.stragglers is None else compute.stragglers.slowness(workers),
+        source="compute.profile" if profile is None else profile.path,
+    )
 
 
 def threads_of(scenario: Scenario) -> int:
@@ -125,8 +141,8 @@ def build_timeline(scenario: Scenario) -> Timeline:
     return Timeline(
         scenario.network.network(mesh.workers),
         (mesh.replicas, mesh.shards),
-        build_plan(scenario),
-        flops_per_second(scenario),
+        build_collectives(scenario),
+        build_compute(scenario),
     )
 
 

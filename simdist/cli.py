@@ -210,11 +210,15 @@ def retime(
 def report(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run or sweep folders.")],
     out: OUT = None,
+    changes: SET = None,
 ) -> None:
-    """Draw figures and one self-contained HTML page from run or sweep folders."""
-    from simdist.results.report import report as write_report
+    """Draw figures and one self-contained HTML page from run or sweep folders; say which bandwidth the runs need.
 
-    typer.echo(f"Report: {write_report(paths, out)}")
+    With --set network.KEY=VALUE, overlap.KEY=VALUE or compute.KEY=VALUE the table of bandwidths is for that.
+    """
+    from simdist.utilisation import report_command
+
+    report_command(paths, out, changes or [])
 
 
 @app.command()

@@ -1,43 +1,58 @@
-"""Compute devices: how many floating-point operations a worker does in a simulated second.
+"""Compute settings: how fast simulated workers compute.
 
-Presets hold the dense (not sparse) bf16 tensor-core peak of the maker's data sheet; ``compute.mfu`` says which share
-of it a training step reaches.
+Presets hold what the maker's data sheet says: the dense (not sparse) bf16 peak of the matrix units, and the memory's
+peak rate. ``compute.mfu`` and ``compute.mbu`` say which shares of them a training step reaches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from simdist.choosing import Kind
 from simdist.errors import suggest
+from simdist.profiles import read_profile
 from simdist.registry import Registry
-from simdist.settings import Fraction, NaturalInt, PositiveFloat, Settings
+from simdist.settings import AbsolutePath, Fraction, NaturalInt, PositiveFloat, Settings, Share
+from simdist.stragglers import Stragglers, stragglers
+
+STRAGGLERS = Kind(stragglers, Stragglers, "simdist.stragglers")
 
 
 @dataclass(frozen=True)
 class Device:
-    """A preset: peak in FLOP/s, and where the number comes from."""
+    """A preset: peaks in FLOP/s and in bytes per second of its memory, and where the numbers come from."""
 
     peak_flops: float
+    memory_bytes_per_second: float
     source: str
 
     @property
     def summary(self) -> str:
-        peak = f"{self.peak_flops / 1e12:.4g} TFLOP/s" if self.peak_flops >= 1e12 else f"{self.peak_flops:.4g} FLOP/s"
-        return f"{peak}: {self.source}"
+        return f"{self.peak_flops / 1e12:g} TFLOP/s, {self.memory_bytes_per_second / 1e12:g} TB/s: {self.source}"
 
 
 CUSTOM = "custom"
 
 devices: Registry[Device] = Registry("device")
 for _name, _device in {
-    "h100": Device(989e12, "NVIDIA H100 SXM data sheet, bf16 dense (1,979 with sparsity)"),
-    "a100": Device(312e12, "NVIDIA A100 data sheet, bf16 dense (624 with sparsity)"),
-    "a40": Device(149.7e12, "NVIDIA A40 data sheet, bf16 dense (299.4 with sparsity)"),
-    "rtx4090": Device(165.2e12, "NVIDIA Ada GPU architecture white paper, bf16 with fp32 accumulate, dense"),
-    "v100": Device(125e12, "NVIDIA V100 SXM2 data sheet, fp16 tensor cores (this chip has no bf16)"),
-    "cpu-core": Device(96e9, "one AVX2 core, fp32: 3 GHz x 2 FMA units x 8 lanes x 2 operations"),
+    "b200": Device(2250e12, 8e12, "NVIDIA HGX B200 data sheet, bf16 dense (4,500 with sparsity), HBM3e"),
+    "h200": Device(989e12, 4.8e12, "NVIDIA H200 SXM data sheet, bf16 dense (1,979 with sparsity), HBM3e"),
+    "h100": Device(989e12, 3.35e12, "NVIDIA H100 SXM data sheet, bf16 dense (1,979 with sparsity), HBM3"),
+    "a100": Device(312e12, 2.039e12, "NVIDIA A100 80GB SXM data sheet, bf16 dense (624 with sparsity), HBM2e"),
+    "mi300x": Device(1307.4e12, 5.3e12, "AMD Instinct MI300X data sheet, bf16 dense (2,614.9 with sparsity), HBM3"),
+    "l40s": Device(362.05e12, 864e9, "NVIDIA L40S data sheet, bf16 dense (733 with sparsity), GDDR6"),
+    "a40": Device(149.7e12, 696e9, "NVIDIA A40 data sheet, bf16 dense (299.4 with sparsity), GDDR6"),
+    "rtx4090": Device(
+        165.2e12, 1.008e12, "NVIDIA Ada GPU architecture white paper, bf16 dense with fp32 accumulate, GDDR6X"
+    ),
+    "v100": Device(125e12, 900e9, "NVIDIA V100 SXM2 data sheet, fp16 tensor cores (this chip has no bf16), HBM2"),
+    "cpu-core": Device(
+        96e9, 12.8e9, "one AVX2 core, fp32: 3 GHz x 2 FMA units x 8 lanes x 2 operations; half a channel of DDR4-3200"
+    ),
 }.items():
     devices.register(_name)(_device)
 
@@ -45,17 +60,33 @@ for _name, _device in {
 class ComputeSettings(Settings):
     """How fast simulated workers compute; wall time is never read.
 
+    An operation takes as long as its arithmetic or its memory traffic, whichever is longer (roofline); measured seconds
+    stand in for that where there are some. The defaults of both utilisations are assumptions, not measurements.
+
     Attributes:
         device: a preset of ``simdist list devices``, or ``custom``.
         mfu: model FLOPs utilisation, the share of the peak that a training step reaches.
         peak_flops: peak FLOP/s of one worker, with ``device: custom`` and only then.
+        mbu: memory bandwidth utilisation, the share of the memory's peak rate that is reached.
+        peak_memory: bytes per second of one worker's memory, with ``device: custom`` and only then; without it memory
+            is never the bottleneck.
         speeds: relative speed by worker index, for workers that differ from 1.0 (0.5 takes twice as long).
+        profile: file of measured seconds (see :mod:`simdist.profiles`), of a worker of speed one.
+        stragglers: how speeds vary from step to step (see :mod:`simdist.stragglers`): ``lognormal``, ``occasional``,
+            ``trace``; null: not at all.
     """
 
     device: str = "h100"
     mfu: Fraction = 0.4
     peak_flops: PositiveFloat | None = None
+    mbu: Share = 0.8
+    peak_memory: PositiveFloat | None = None
     speeds: dict[NaturalInt, PositiveFloat] = Field(default_factory=dict)
+    profile: AbsolutePath | None = None
+    stragglers: Annotated[
+        SerializeAsAny[Stragglers] | None,
+        BeforeValidator(lambda value: None if value is None else STRAGGLERS.choose(value)),
+    ] = None
 
     @field_validator("device")
     @classmethod
@@ -78,14 +109,37 @@ class ComputeSettings(Settings):
     def _peak_with_custom(self) -> ComputeSettings:
         if self.device == CUSTOM and self.peak_flops is None:
             raise ValueError("got device 'custom' without peak_flops; expected peak_flops in FLOP/s, such as 50e12")
-        if self.device != CUSTOM and self.peak_flops is not None:
-            raise ValueError(
-                f"got peak_flops {self.peak_flops:g} with device {self.device!r}, whose peak is known; "
-                f"expected device 'custom' with peak_flops"
-            )
+        for key, value in (("peak_flops", self.peak_flops), ("peak_memory", self.peak_memory)):
+            if self.device != CUSTOM and value is not None:
+                raise ValueError(
+                    f"got {key} {value:g} with device {self.device!r}, whose peak is known; "
+                    f"expected device 'custom' with {key}"
+                )
         return self
 
-    def flops_per_second(self, worker: int) -> float:
-        """Return worker ``worker``'s speed in FLOP/s: peak x mfu x relative speed."""
+    def check(self, workers: int, units: Collection[str]) -> None:
+        """Read the files that are named here.
+
+        Args:
+            workers: how many there are.
+            units: names of the model's FSDP units.
+
+        Raises:
+            InputError: when a file cannot be read, or does not fit the workers or units.
+        """
+        if self.profile is not None:
+            read_profile(self.profile).check_units(units)
+        if self.stragglers is not None:
+            self.stragglers.slowness(workers)
+
+    @property
+    def flops_per_second(self) -> float:
+        """Speed of a worker of relative speed one in FLOP/s: peak x mfu."""
         peak = self.peak_flops if self.peak_flops is not None else devices.get(self.device).peak_flops
-        return peak * self.mfu * self.speeds.get(worker, 1.0)
+        return peak * self.mfu
+
+    @property
+    def memory_bytes_per_second(self) -> float | None:
+        """Rate at which such a worker reads or writes its memory, peak x mbu; None: never the bottleneck."""
+        peak = self.peak_memory if self.device == CUSTOM else devices.get(self.device).memory_bytes_per_second
+        return None if peak is None else peak * self.mbu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from simdist.assembly import build_hosts, build_timeline, paced
 from simdist.execution.live import Booked, LiveRun, Noted
+from simdist.results.perfetto import STEPS as DRAWN_STEPS
 from simdist.results.recorder import STEPS
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def run_irregular(session: Session, ray_address: str | None) -> tuple[dict[str, 
         try:
             live.run(range(scenario.workers), scribe)
         finally:
+            scribe.draw()
             session.extra |= scribe.totals()
         return live.params, hosts.peak_rss_bytes()
 
@@ -58,6 +61,7 @@ class Scribe:
         self._bytes = 0
         self._seconds = 0.0
         self._busy = 0.0
+        self._drawn_until = math.inf
 
     def __call__(self, booked: Sequence[Booked], noted: Sequence[Noted]) -> None:
         for transfer in booked:
@@ -70,6 +74,12 @@ class Scribe:
                 rest = {key: value for key, value in note.row.items() if key != "step"}
                 self._session.recorder.diagnostics(note.row.get("step", self._step), [rest])
 
+    def draw(self) -> None:
+        """Draw what began before the steps that fit into a time line were over."""
+        events = [event for event in self._timeline.events if event.start < self._drawn_until]
+        for event in sorted(events, key=lambda event: event.start):
+            self._session.trace.add_event(event.op, event.members, event.start, event.end)
+
     def totals(self) -> dict[str, Any]:
         """Return the summary's byte counts, with what travelled after the last step: the ledger's own totals."""
         total, workers = self._session.ledger.total_bytes, self._session.scenario.workers
@@ -80,6 +90,8 @@ class Scribe:
 
     def _add_step(self, note: Noted) -> None:
         self._step = int(note.row["step"])
+        if self._step == DRAWN_STEPS:
+            self._drawn_until = note.seconds
         workers = self._session.scenario.workers
         busy = sum(self._timeline.compute_seconds(worker) for worker in range(workers)) / workers
         # rows are noted in the order of their updates, which is the order of simulated time

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from simdist.assembly import build_job, build_task
 from simdist.choosing import Kind
 from simdist.codecs import codecs
-from simdist.devices import CUSTOM, devices
+from simdist.communication.plans import collectives
+from simdist.devices import CUSTOM, STRAGGLERS, devices
 from simdist.errors import InputError, suggest
 from simdist.registry import summary_of
-from simdist.scenario import COMPRESSION, NETWORK, OPTIMIZER, SCHEDULE, WORKLOAD, Scenario, Sweep
+from simdist.scenario import COMPRESSION, NETWORK, OPTIMIZER, OVERLAP, SCHEDULE, WORKLOAD, Scenario, Sweep
 from simdist.sweeping import points
 
 if TYPE_CHECKING:
@@ -33,16 +34,23 @@ def _codecs() -> Rows:
 
 def _devices() -> Rows:
     presets = [(name, device.summary) for name, device in devices.items()]
-    return [*presets, (CUSTOM, "your own number: compute.peak_flops")]
+    return [*presets, (CUSTOM, "your own numbers: compute.peak_flops and compute.peak_memory")]
+
+
+def _collectives() -> Rows:
+    return [(name, summary_of(thing)) for name, thing in collectives.items()]
 
 
 LISTS: dict[str, Callable[[], Rows]] = {
     "optimizers": _of(OPTIMIZER),
     "codecs": _codecs,
     "topologies": _of(NETWORK),
+    "collectives": _collectives,
+    "overlap": _of(OVERLAP),
     "workloads": _of(WORKLOAD),
     "schedules": _of(SCHEDULE),
     "devices": _devices,
+    "stragglers": _of(STRAGGLERS),
 }
 
 

@@ -4,10 +4,11 @@ A path is a Python file with ``scenario()`` or ``sweep()``, a YAML file, or a ru
 
 Overrides are dotted keys with YAML values, in any order. Some keys choose what a section is: ``workload.name``,
 ``optimizer.name``, ``schedule.name``, ``compression.replicas.name``, ``compression.shards.name``, ``network.topology``,
-``engine.name``, ``compute.device``. Setting one of them to something new starts that section afresh, from the new
-choice's own defaults and the other overrides. Only keys that all choices share keep their values, where these are not
-just the old choice's defaults (network: bandwidth, latency, collectives, mode; engine: device, threads, chunk; compute:
-mfu, speeds). An optimizer shares nothing: a learning rate means something else under every rule.
+``engine.name``, ``compute.device``, ``compute.stragglers.name``. Setting one of them to something new starts that
+section afresh, from the new choice's own defaults and the other overrides. Only keys that all choices share keep their
+values, where these are not just the old choice's defaults (network: bandwidth, latency, collectives, mode; engine:
+device, threads, chunk; compute: mfu, mbu, speeds, stragglers). An optimizer shares nothing: a learning rate means
+something else under every rule.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from simdist.choosing import plain
 from simdist.errors import InputError, SimdistError
 from simdist.explaining import explain
+from simdist.network.topology import Topology
 from simdist.registry import load_file
 from simdist.scenario import KINDS, Scenario, Sweep
 from simdist.yaml_text import parse
@@ -38,9 +40,12 @@ CHOICES: dict[str, tuple[str, frozenset[str]]] = {
     "schedule": ("name", frozenset()),
     "compression.replicas": ("name", frozenset()),
     "compression.shards": ("name", frozenset()),
-    "network": ("topology", frozenset({"bandwidth", "latency", "collectives", "mode"})),
+    "network": ("topology", frozenset(Topology.model_fields) - {"topology"}),
+    "overlap": ("policy", frozenset()),
     "engine": ("name", frozenset({"device", "threads", "chunk"})),
-    "compute": ("device", frozenset({"mfu", "speeds"})),
+    # a profile is measured on a device
+    "compute": ("device", frozenset({"mfu", "mbu", "speeds", "stragglers"})),
+    "compute.stragglers": ("name", frozenset()),
 }
 
 

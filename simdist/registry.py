@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,30 @@ def load_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise InputError(f"{path} raised {type(error).__name__} while it was loaded: {error}") from error
     return module
+
+
+_CALL = re.compile(r"(?P<name>[^()]+?)\s*\((?P<args>.*)\)")
+
+
+def called(kind: str, text: str) -> tuple[str, dict[str, str]]:
+    """Split a name with settings; their values stay text, as each setting's type says what it becomes.
+
+    Raises:
+        InputError: for something in the parentheses that is not ``key=value``.
+
+    >>> called("codec", "int8(bucket=256)"), called("codec", "fp32")
+    (('int8', {'bucket': '256'}), ('fp32', {}))
+    """
+    call = _CALL.fullmatch(text) if isinstance(text, str) else None
+    if call is None:
+        return text, {}
+    settings: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in call["args"].split(","))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"got {kind} {text!r}; expected settings as name(key=value, key=value)")
+        settings[key.strip()] = value.strip()
+    return call["name"], settings
 
 
 def absolute(name: str) -> str:

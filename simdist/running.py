@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simdist.assembly import build_job, build_plan, build_pricer, build_task
+from simdist.assembly import build_job, build_pricer, build_task
 from simdist.communication.ledger import Ledger
 from simdist.errors import InputError, RunError, SimdistError
 from simdist.execution.engine import peak_rss_bytes
 from simdist.results.folder import claim_folder
 from simdist.results.perfetto import Trace
 from simdist.results.progress import Progress, print_summary
-from simdist.results.recorder import Recorder, params_sha256
+from simdist.results.recorder import SPLIT, Recorder, mean_times, params_sha256
 
 if TYPE_CHECKING:
     import torch
 
+    from simdist.execution.pricing import StepPricer
     from simdist.scenario import Scenario
     from simdist.schedules import Job
 
@@ -30,15 +31,19 @@ class Session:
     """One run under way: what has been recorded, and how it is summed up.
 
     Attributes:
+        pricer: says what steps cost, and which plan carries out which collective.
         ledger: filled by whoever drives the workers.
         extra: further entries of ``summary.json``.
     """
 
-    def __init__(self, scenario: Scenario, job: Job, recorder: Recorder, ledger: Ledger, progress: Progress) -> None:
+    def __init__(
+        self, scenario: Scenario, job: Job, pricer: StepPricer, recorder: Recorder, progress: Progress
+    ) -> None:
         self.scenario = scenario
         self.job = job
+        self.pricer = pricer
         self.recorder = recorder
-        self.ledger = ledger
+        self.ledger = Ledger(scenario.mesh.shape, pricer.plans)
         self.progress = progress
         self.trace = Trace(scenario.workers)
         self.extra: dict[str, Any] = {}
@@ -84,6 +89,7 @@ class Session:
             "final_val_loss": _number(measured[-1]) if measured else None,
             "loss_unit": self.scenario.workload.loss_unit,
             "simulated_seconds": rows[-1]["simulated_seconds"] if rows else 0.0,
+            **mean_times({name: [row[name] for row in rows] for name in SPLIT}),
             "wall_seconds": time.monotonic() - self._began,
             "sent_bytes_total": self._sent,
             "sent_bytes_per_worker_per_step": self._sent / self.scenario.workers / len(rows) if rows else 0.0,
@@ -119,13 +125,12 @@ def run(scenario: Scenario, out: Path | None = None, progress: bool = True, ray_
 
     task = build_task(scenario)
     job = build_job(scenario, task)
-    build_pricer(scenario)  # a network that does not fit is refused before a folder is made
+    pricer = build_pricer(scenario)  # a network that does not fit is refused before a folder is made
     folder = claim_folder(out if out is not None else _free_folder(scenario.name), "run")
     environment = {"seed": scenario.seed, "data_sha256": task.data_hash}
     recorder = Recorder(folder, scenario.to_yaml(), environment)
-    ledger = Ledger(scenario.mesh.shape, build_plan(scenario))
     with Progress(scenario.name, scenario.steps, progress) as bar:
-        session = Session(scenario, job, recorder, ledger, bar)
+        session = Session(scenario, job, pricer, recorder, bar)
         with _kept(session, folder):
             drive = run_lockstep if scenario.schedule.lockstep else run_irregular
             params, peak = drive(session, ray_address)

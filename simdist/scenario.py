@@ -21,10 +21,11 @@ from pydantic import (
 
 from simdist.choosing import Kind, plain, problem
 from simdist.codecs.setting import CodecName as Codec
-from simdist.communication.plans import collectives_plan
+from simdist.communication.plans import collectives_named
 from simdist.compression.compression import Compression, compressions
-from simdist.devices import ComputeSettings
+from simdist.devices import STRAGGLERS, ComputeSettings
 from simdist.errors import InputError
+from simdist.execution.overlap import Overlap, overlaps
 from simdist.execution.settings import EngineSettings
 from simdist.network.topology import Topology, topologies
 from simdist.optimizers.rule import MeshShape, Rule, optimizers
@@ -43,7 +44,8 @@ OPTIMIZER = Kind(optimizers, Rule, "simdist.optimizers", adapt=adapted, adapts="
 SCHEDULE = Kind(schedules, Schedule, "simdist.schedules", default="every_step")
 NETWORK = Kind(topologies, Topology, "simdist.network", key="topology", default="star")
 COMPRESSION = Kind(compressions, Compression, "simdist.compression")
-KINDS = (WORKLOAD, OPTIMIZER, SCHEDULE, NETWORK, COMPRESSION)
+OVERLAP = Kind(overlaps, Overlap, "simdist.execution.overlap", key="policy", default="none")
+KINDS = (WORKLOAD, OPTIMIZER, SCHEDULE, NETWORK, COMPRESSION, OVERLAP, STRAGGLERS)
 
 
 def _names_a_folder(value: str) -> str:
@@ -163,6 +165,9 @@ class Scenario(Settings):
         default_factory=lambda: NETWORK.choose("star")
     )
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
+    overlap: Annotated[SerializeAsAny[Overlap], BeforeValidator(OVERLAP.choose)] = Field(
+        default_factory=lambda: OVERLAP.choose("none")
+    )
     engine: EngineSettings = Field(default_factory=EngineSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     diagnostics: DiagnosticsSettings = Field(default_factory=DiagnosticsSettings)
@@ -171,7 +176,7 @@ class Scenario(Settings):
     @classmethod
     def _known_plan(cls, value: Topology) -> Topology:
         try:
-            collectives_plan(value.collectives)
+            collectives_named(value.collectives)
         except InputError as error:
             raise problem("network", "collectives", value.collectives, str(error)) from error
         return value
@@ -195,12 +200,20 @@ class Scenario(Settings):
                 raise ValueError(
                     f"compute.speeds: got worker {worker} for {mesh}; expected worker indices from 0 to {workers - 1}"
                 )
+        if self.compute.profile is not None and not self.schedule.lockstep:
+            raise ValueError(
+                f"compute.profile: got {self.compute.profile!r} with schedule {self.schedule.name!r}, whose workers do "
+                "not compute unit by unit; expected compute.profile: null"
+            )
         for axis, method in (("replicas", self.compression.replicas), ("shards", self.compression.shards)):
             if method is not None and not self.schedule.compresses:
                 raise ValueError(
                     f"compression.{axis}: got {method.name!r} with schedule {self.schedule.name!r}, which averages no "
                     f"gradients over {axis}; expected schedule 'every_step', or a codec such as wire.grads='int8'"
                 )
+        wrong = self.overlap.problem(self.mesh.shards, self.schedule.lockstep)
+        if wrong is not None:
+            raise ValueError(f"overlap.policy: {wrong}")
         if engine.stacked and not self.schedule.lockstep:
             key = "engine.name" if engine.name == "stacked" else "engine.block"
             raise ValueError(
@@ -280,13 +293,14 @@ def check_machine(scenario: Scenario) -> None:
 
 
 def check_fits(scenario: Scenario, units: Sequence[Unit]) -> None:
-    """Raise InputError when the workers do not fit the network, or the parameters the mesh or the optimizer.
+    """Raise InputError when the workers do not fit the network or a file, or the parameters the mesh or the optimizer.
 
     Args:
         scenario: what is going to run.
         units: the task's parameters (see :class:`simdist.workloads.workload.Task`).
     """
     scenario.network.network(scenario.workers)
+    scenario.compute.check(scenario.workers, [unit.name for unit in units])
     mesh = scenario.mesh.shape
     for param in (param for unit in units for param in unit.params):
         rows = param.shape[0] if param.shape else 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from simdist.assembly import build_engine, build_job, build_plan, build_task
+from simdist.assembly import build_engine, build_job, build_pricer, build_task
 from simdist.communication.ledger import Ledger
 from simdist.communication.trace import CollectiveOp
 from simdist.scenario import Scenario
@@ -168,7 +168,7 @@ def scenario(optimizer: str, mesh: tuple[int, int], wire: dict[str, str], reshar
 
 def booked(chosen: Scenario) -> Counter[tuple[str, str]]:
     """One real step: what the ledger says, summed by purpose and axis."""
-    ledger = Ledger(chosen.mesh.shape, build_plan(chosen))
+    ledger = Ledger(chosen.mesh.shape, build_pricer(chosen).plans)
     with build_engine(chosen, build_job(chosen, task())) as engine:
         (outcome,) = engine.steps(1, 1)
     count = sum(isinstance(op, CollectiveOp) for wave in outcome.ops for op in wave)

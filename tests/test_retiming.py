@@ -13,6 +13,7 @@ import pytest
 
 from simdist.cli import app
 from simdist.loading import override
+from simdist.retiming import TRACED
 from simdist.running import run
 from simdist.scenario import Scenario
 from simdist.yaml_text import parse
@@ -94,6 +95,8 @@ def same(retimed: Path, full: Path) -> None:
         for key in ("wall_seconds", "peak_rss_bytes"):
             summary.pop(key)
     assert mine == theirs
+    if (retimed / "trace.json").exists():
+        assert (retimed / "trace.json").read_bytes() == (full / "trace.json").read_bytes()
 
 
 def check(folders: Folders, chosen: Scenario, changes: dict[str, Any]) -> None:
@@ -112,6 +115,9 @@ CHANGES: list[dict[str, Any]] = [
     {"compute.device": "a40", "compute.mfu": 0.3},
     {"compute.speeds.2": 0.25, "compute.speeds.5": 1.7},
     {"network.collectives": "direct"},
+    {"network.collectives": "auto"},
+    {"overlap.policy": "fsdp"},
+    {"overlap.policy": "fsdp", "overlap.prefetch": 0, "network.bandwidth": "3Mbit/s"},
 ]
 
 
@@ -180,6 +186,26 @@ def test_without_out_the_run_folder_takes_them(folders: Folders, tmp_path: Path)
     assert (copy / "steps.parquet").read_bytes() == before
 
 
+def test_many_networks_at_once_get_no_time_line_each(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folders.run(scenario("adamw", STAR))
+    for count in (TRACED, TRACED + 1):
+        out = folders.fresh()
+        over = ",".join(f"{mega}Mbit/s" for mega in range(1, count + 1))
+        assert simdist("retime", run, "--over", f"network.bandwidth={over}", "--out", out) == 0
+        assert len(list(out.glob("*/trace.json"))) == (count if count <= TRACED else 0)
+        assert ("No trace.json" in capsys.readouterr().out) == (count > TRACED)
+
+
+def test_a_run_of_an_earlier_version_gets_the_new_columns(folders: Folders, tmp_path: Path) -> None:
+    chosen = scenario("adamw", STAR)
+    copy, out = tmp_path / "run", folders.fresh()
+    shutil.copytree(folders.run(chosen), copy)
+    pq.write_table(pq.read_table(copy / "steps.parquet").drop_columns(["hidden_comm_seconds"]), copy / "steps.parquet")
+    assert simdist("retime", copy, "--set=network.bandwidth=20Mbit/s", "--out", out) == 0
+    (retimed,) = out.iterdir()
+    same(retimed, folders.run(chosen))
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -203,9 +229,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
         ("--set=network.bandwith=1Gbit/s", ["network.bandwith: got an unknown key", "Did you mean 'bandwidth'?"]),
         ("--set=network.bandwidth=1GB/s", ["network.bandwidth: ", "'1GB/s'", "'8Gbit/s'"]),
         ("--set=network.topology=twolevel", ["network.topology: ", "Did you mean 'two-level'?"]),
-        ("--set=network.island_size=3", ["network.island_size 3 for 8 workers"]),
+        ("--set=network.island_size=3", ["network.island_size 3 for 8 hosts"]),
         ("--set=compute.speeds.8=0.5", ["compute.speeds: got worker 8"]),
-        ("--set=compute.device=h200", ["got unknown device 'h200'"]),
+        ("--set=compute.device=h300", ["got unknown device 'h300'"]),
         ("--over=network.bandwidth=", ["without values"]),
     ],
 )

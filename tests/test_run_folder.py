@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ COLUMNS = {
     "simulated_seconds": types.is_floating,
     "compute_seconds": types.is_floating,
     "exposed_comm_seconds": types.is_floating,
+    "hidden_comm_seconds": types.is_floating,
     "sent_bytes_total": types.is_integer,
     "sent_bytes_per_worker": types.is_floating,
     "wall_seconds": types.is_floating,
@@ -52,6 +54,9 @@ SUMMARY = {
     "final_train_loss": float,
     "final_val_loss": float,
     "simulated_seconds": float,
+    "compute_seconds_per_step": float,
+    "exposed_comm_seconds_per_step": float,
+    "hidden_comm_seconds_per_step": float,
     "wall_seconds": float,
     "sent_bytes_total": int,
     "sent_bytes_per_worker_per_step": float,
@@ -60,6 +65,9 @@ SUMMARY = {
     "ledger_sha256": str,
     "peak_rss_bytes": int,
 }
+
+
+COMPUTE: dict[str, Any] = {"device": "custom", "peak_flops": 1e6, "mfu": 1.0}
 
 
 def scenario(**changes: Any) -> Scenario:
@@ -73,7 +81,7 @@ def scenario(**changes: Any) -> Scenario:
             "optimizer": {"name": "orth_dion", "lr": 0.02, "rank": 2},
             "wire": {"params": "bf16"},
             "network": {"bandwidth": "1Mbit/s", "latency": "1ms"},
-            "compute": {"device": "custom", "peak_flops": 1e6, "mfu": 1.0},
+            "compute": COMPUTE,
             "evaluation": {"every": 3},
             "diagnostics": {"every": 2},
             **changes,
@@ -143,7 +151,7 @@ def test_bytes_add_up_to_the_ledger(folder: Path) -> None:
 
 @pytest.mark.parametrize("speeds", [{}, {1: 0.25}], ids=["alike", "one slow"])
 def test_computing_and_waiting_make_up_each_step(speeds: dict[int, float], tmp_path: Path) -> None:
-    compute = {"device": "custom", "peak_flops": 1e6, "mfu": 1.0, "speeds": speeds}
+    compute = {**COMPUTE, "speeds": speeds}
     steps = table(run(scenario(compute=compute), out=tmp_path / "run", progress=False), "steps.parquet")
     before = 0.0
     for now, busy, exposed in zip(
@@ -153,6 +161,22 @@ def test_computing_and_waiting_make_up_each_step(speeds: dict[int, float], tmp_p
         assert exposed > 0
         assert busy + exposed == pytest.approx(now - before, rel=1e-9)
         before = now
+
+
+def test_the_summary_has_the_mean_step(folder: Path) -> None:
+    summary, steps = summary_of(folder), table(folder, "steps.parquet")
+    for name in ("compute_seconds", "exposed_comm_seconds", "hidden_comm_seconds"):
+        assert summary[f"{name}_per_step"] == pytest.approx(sum(steps[name]) / STEPS, rel=1e-12)
+    parts = summary["compute_seconds_per_step"] + summary["exposed_comm_seconds_per_step"]
+    assert parts * STEPS == pytest.approx(summary["simulated_seconds"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("policy", "hides"), [("none", False), ("fsdp", True)])
+def test_hidden_traffic_is_part_of_the_computing(policy: str, hides: bool, tmp_path: Path) -> None:
+    steps = table(run(scenario(overlap={"policy": policy}), out=tmp_path / "run", progress=False), "steps.parquet")
+    for hidden, busy in zip(steps["hidden_comm_seconds"], steps["compute_seconds"], strict=True):
+        assert 0 <= hidden <= busy
+        assert (hidden > 0) == hides
 
 
 def test_transfers_happen_within_their_step(folder: Path) -> None:
@@ -200,14 +224,93 @@ def test_the_environment_says_what_a_result_depends_on(folder: Path) -> None:
     assert {"python", "torch", "simdist"} <= found["versions"].keys()
 
 
-def test_the_time_line_is_in_chromes_format(folder: Path) -> None:
-    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-    spans = [event for event in events if event["ph"] == "X"]
-    assert {event["pid"] for event in spans} == set(range(4))
-    assert {event["tid"] for event in spans} == {0, 1}
-    assert all(event["dur"] > 0 and event["ts"] >= 0 for event in spans)
-    # simulated microseconds of the first five steps
-    last = max(event["ts"] + event["dur"] for event in spans)
+OVERLAPS: dict[str, dict[str, Any]] = {
+    "nothing hidden": {},
+    "fsdp": {"overlap": {"policy": "fsdp"}},
+    "unequal": {"overlap": {"policy": "fsdp"}, "compute": {**COMPUTE, "speeds": {1: 0.25}}},
+    "ddp": {"overlap": {"policy": "ddp", "bucket": 4096}, "mesh": {"replicas": 4, "shards": 1}},
+    "islands": {"network": {"topology": "two-level", "bandwidth": "1Mbit/s", "island_size": 2}},
+    "irregular": {"schedule": "async_server", "mesh": {"replicas": 4, "shards": 1}, "diagnostics": {}},
+}
+
+
+@pytest.fixture(scope="module", params=OVERLAPS)
+def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose time line is looked at."""
+    out = tmp_path_factory.mktemp("drawn") / "run"
+    chosen = scenario(workload={"name": "teacher", "rows": 32, "columns": 24}, **OVERLAPS[request.param])
+    return run(chosen, out=out, progress=False)
+
+
+def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    found = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    return [event for event in found if event["ph"] == kind]
+
+
+def test_the_time_line_is_in_chromes_format(drawn: Path) -> None:
+    """Google's Trace Event Format: complete events, counters and metadata with the fields that each must have."""
+    text = json.loads((drawn / "trace.json").read_text())
+    assert text["displayTimeUnit"] == "ms"
+    fields = {"M": {"name", "pid", "tid", "args"}, "X": {"name", "pid", "tid", "ts", "dur", "args"}}
+    fields["C"] = {"name", "pid", "ts", "args"}
+    for event in text["traceEvents"]:
+        assert event.keys() - {"ph"} == fields[event["ph"]]
+        assert event["name"]
+        assert all(math.isfinite(event.get(key, 0.0)) and event.get(key, 0.0) >= 0 for key in ("ts", "dur"))
+        if event["ph"] == "C":
+            assert all(isinstance(value, float) for value in event["args"].values())
+
+
+def test_every_worker_has_named_rows_with_computing_first(drawn: Path) -> None:
+    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events_of(drawn, "M") if e["name"] == "thread_name"}
+    rows = {(event["pid"], event["tid"]) for event in events_of(drawn, "X")}
+    assert rows == names.keys()
+    assert {pid for pid, _ in rows} == set(range(4))
+    assert {name for (_, tid), name in names.items() if tid == 0} == {"compute"}
+    assert len(set(names.values())) == len({tid for _, tid in names})
+
+
+def test_what_is_drawn_on_one_row_does_not_overlap(drawn: Path) -> None:
+    rows: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for event in events_of(drawn, "X"):
+        assert event["dur"] > 0
+        rows.setdefault((event["pid"], event["tid"]), []).append((event["ts"], event["ts"] + event["dur"]))
+    for spans in rows.values():
+        spans.sort()
+        for (_, end), (start, _) in pairwise(spans):
+            assert end <= start + 1e-9 * end  # both are rounded
+
+
+def test_links_carry_no_more_than_they_can(drawn: Path) -> None:
+    counters: dict[str, list[tuple[float, float]]] = {}
+    for event in events_of(drawn, "C"):
+        counters.setdefault(event["name"], []).append((event["ts"], event["args"]["percent of capacity"]))
+    lockstep = (drawn / "program.json").exists()
+    assert bool(counters) == lockstep
+    for samples in counters.values():
+        times, values = zip(*samples, strict=True)
+        assert list(times) == sorted(set(times))
+        assert max(values) <= 100.0
+        assert min(values) == values[-1] == 0.0
+        assert all(one != other for one, other in pairwise(values))
+    if counters:
+        assert max(value for samples in counters.values() for _, value in samples) == 100.0
+
+
+def test_counters_hold_the_bytes_of_the_ledger(folder: Path) -> None:
+    """On a star every byte leaves over its sender's uplink: the area under the counters is what was sent."""
+    sent = 0.0
+    samples: dict[str, list[tuple[float, float]]] = {}
+    for event in events_of(folder, "C"):
+        samples.setdefault(event["name"], []).append((event["ts"] / 1e6, event["args"]["percent of capacity"] / 100))
+    for name, points in samples.items():
+        if name.endswith("->switch"):
+            sent += sum((until - at) * share for (at, share), (until, _) in pairwise(points)) * 1e6 / 8
+    assert sent == pytest.approx(table(folder, "steps.parquet")["sent_bytes_total"][4], rel=1e-6)
+
+
+def test_the_time_line_shows_the_first_five_steps(folder: Path) -> None:
+    last = max(event["ts"] + event["dur"] for event in events_of(folder, "X"))
     assert last / 1e6 == pytest.approx(table(folder, "steps.parquet")["simulated_seconds"][4], rel=1e-9)
 
 

@@ -7,7 +7,6 @@ pure tensor functions, so that algorithms with memory (error feedback) may use t
 from __future__ import annotations
 
 import inspect
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -16,9 +15,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from simdist.errors import InputError, suggest
-from simdist.registry import Registry
-from simdist.settings import Settings
+from simdist.errors import InputError
+from simdist.registry import Registry, called
+from simdist.settings import Settings, first_problem
 
 Payload: TypeAlias = "tuple[Tensor, ...]"
 
@@ -133,8 +132,6 @@ class Cast(Codec):
 
 codecs: Registry[type[Codec]] = Registry("codec")
 
-_CALL = re.compile(r"(?P<name>[^()]+?)\s*\((?P<args>.*)\)")
-
 
 def codec_named(text: str) -> Codec:
     """Return a codec by name or import path, with settings in parentheses if need be.
@@ -147,10 +144,8 @@ def codec_named(text: str) -> Codec:
     >>> codec_named("bf16") == codec_named("bf16(accumulate=run)")
     True
     """
-    call = _CALL.fullmatch(text) if isinstance(text, str) else None
-    name = call["name"] if call else text
+    name, settings = called("codec", text)
     found: Any = codecs.get(name)
-    settings = _settings(call["args"], text) if call else {}
     if isinstance(found, Codec) and not settings:
         return _checked(found, text)
     if not (isinstance(found, type) and issubclass(found, Codec)):
@@ -161,28 +156,7 @@ def codec_named(text: str) -> Codec:
     try:
         return _checked(found(**settings), text)
     except ValidationError as error:
-        raise InputError(f"got codec {text!r}: {_first_problem(error, found)}") from None
-
-
-def _settings(text: str, whole: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"got codec {whole!r}; expected settings as name(key=value, key=value)")
-        # as text: each setting's type says what it becomes
-        settings[key.strip()] = value.strip()
-    return settings
-
-
-def _first_problem(error: ValidationError, codec: type[Codec]) -> str:
-    problem = error.errors()[0]
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        known = list(codec.model_fields)
-        return f"it has no setting {key!r}; expected one of {', '.join(known) or 'none'}.{suggest(key, known)}"
-    message: str = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if key else message
+        raise InputError(f"got codec {text!r}: {first_problem(error, found)}") from None
 
 
 def _checked(codec: Codec, text: str) -> Codec:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -54,33 +55,47 @@ class Entry:
     plan: str
 
 
-class Ledger:
-    """Collects rows step by step; equal steps share their entries, so recording is cheap."""
+def one_plan(mesh: MeshShape, plan: Plan) -> Callable[[StepOps], Sequence[Sequence[Plan]]]:
+    """Return the choice of a single plan for all collectives of all groups."""
 
-    def __init__(self, mesh: MeshShape, plan: Plan) -> None:
+    def choose(ops: StepOps) -> list[tuple[Plan, ...]]:
+        collectives = [op for wave in ops for op in wave if isinstance(op, CollectiveOp)]
+        return [(plan,) * (mesh.workers // mesh.size(op.axis)) for op in collectives]
+
+    return choose
+
+
+class Ledger:
+    """Collects rows step by step; equal steps share their entries, so recording is cheap.
+
+    Args:
+        plans: for every collective of a step, in order, the plan of each group (see :func:`one_plan`).
+    """
+
+    def __init__(self, mesh: MeshShape, plans: Callable[[StepOps], Sequence[Sequence[Plan]]]) -> None:
         self.mesh = mesh
-        self.plan = plan
+        self._plans = plans
         self._rows: list[tuple[int, Entry, float, float]] = []
         self._entries = lru_cache(maxsize=None)(self._step_entries)
         self._totals = lru_cache(maxsize=None)(lambda ops: sum(e.sent_bytes_total for e in self._entries(ops)))
 
-    def entry(self, op: CollectiveOp, groups: int | None = None) -> Entry:
-        """Book one collective on ``groups`` groups (default: every group of its axis)."""
+    def entry(self, op: CollectiveOp, plans: Sequence[Plan]) -> Entry:
+        """Book one collective on some groups of its axis, each with the plan that carried it out."""
         size = self.mesh.size(op.axis)
-        groups = self.mesh.workers // size if groups is None else groups
-        total = self.plan.total_sent(op.op, op.payload_bytes, size, op.root)
+        counts = Counter(plans)
+        total = sum(n * plan.total_sent(op.op, op.payload_bytes, size, op.root) for plan, n in counts.items())
         return Entry(
             op.op,
             op.purpose,
             op.tensor,
             op.axis,
             size,
-            groups,
+            len(plans),
             op.payload_bytes,
-            total / size,
-            total * groups,
+            total / len(plans) / size,
+            total,
             op.codec,
-            self.plan.name,
+            " and ".join(dict.fromkeys(plan.name for plan in plans)),
         )
 
     @staticmethod
@@ -90,7 +105,8 @@ class Ledger:
         return Entry("send", op.purpose, op.tensor, "", 2, 1, sent, float(sent), sent, op.codec, "direct")
 
     def _step_entries(self, ops: StepOps) -> tuple[Entry, ...]:
-        return tuple(self.entry(op) for wave in ops for op in wave if isinstance(op, CollectiveOp))
+        collectives = [op for wave in ops for op in wave if isinstance(op, CollectiveOp)]
+        return tuple(self.entry(op, plans) for op, plans in zip(collectives, self._plans(ops), strict=True))
 
     def add_step(self, step: int, ops: StepOps, times: Iterable[tuple[float, float]]) -> None:
         """Add the rows of one lock-step step; ``times`` are (start, end) of its collectives, in order."""

@@ -36,9 +36,21 @@ class CollectiveOp:
 
 @dataclass(frozen=True)
 class ComputeOp:
-    """Busy time: floating-point operations of one worker."""
+    """Busy time of one worker.
+
+    Attributes:
+        flops: floating-point operations.
+        memory_bytes: what has to be read from and written to the device's memory for them.
+        purpose: ``forward``, ``backward``, ``grad_reduce`` (compression), ``optimizer``, ...
+        tensor: the FSDP unit or parameter that it is for.
+        what: the operation, for people.
+    """
 
     flops: float
+    memory_bytes: float = 0.0
+    purpose: str = ""
+    tensor: str = ""
+    what: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class StepTimes:
         simulated_seconds: when the last worker had finished it, since the start of the run.
         compute_seconds: time computing, mean over workers.
         exposed_comm_seconds: the rest of the step: waiting for the network or for other workers.
+        hidden_comm_seconds: of the computing, how long something was on the network meanwhile, mean over workers.
         timing: the step's details, relative to ``start``.
     """
 
@@ -25,6 +26,7 @@ class StepTimes:
     simulated_seconds: float
     compute_seconds: float
     exposed_comm_seconds: float
+    hidden_comm_seconds: float
     timing: StepTiming
 
 
@@ -36,16 +38,18 @@ class LockstepClock:
         self._start = 0.0
         self._now = 0.0
         self._lag: tuple[float, ...] | None = None
+        self._number = 0
 
     def advance(self, ops: StepOps) -> StepTimes:
         """Price the next step and move the clock to its end."""
-        timing = self._pricer.price(ops, self._lag)
+        self._number += 1
+        timing = self._pricer.price(ops, self._lag, self._number, self._start)
         start, before = self._start, self._now
         self._now = start + timing.duration
         self._start = start + timing.advance
         self._lag = timing.lag_after
         exposed = max(0.0, self._now - before - timing.compute_seconds)
-        return StepTimes(start, self._now, timing.compute_seconds, exposed, timing)
+        return StepTimes(start, self._now, timing.compute_seconds, exposed, timing.hidden_comm_seconds, timing)
 
 
 def collective_times(ops: StepOps, times: StepTimes) -> Iterator[tuple[float, float]]:

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+
+from simdist.communication.plans import Plan
 from simdist.communication.trace import CollectiveOp, ComputeOp, ReceiveOp, SendOp, SleepOp
 
 Op: TypeAlias = "CollectiveOp | ComputeOp | SleepOp | SendOp | ReceiveOp"
@@ -33,6 +36,7 @@ class Event:
         start: when it began: for a collective when its last member had asked for it.
         end: when it was complete: for a send when it was delivered.
         message: for a receive, the place of the send that it took.
+        plan: for a collective, what carried it out.
     """
 
     op: Op
@@ -41,6 +45,7 @@ class Event:
     start: float
     end: float
     message: Place | None = None
+    plan: Plan | None = None
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -74,6 +79,8 @@ class Groups:
             "shards": tuple(tuple(range(r * shards, (r + 1) * shards)) for r in range(replicas)),
             "workers": (tuple(range(count)),),
         }
+        #: the same as arrays, shape [groups, members]
+        self.index = {axis: np.array(groups, dtype=np.intp) for axis, groups in self.by_axis.items()}
         self._of = {
             (axis, worker): group for axis, groups in self.by_axis.items() for group in groups for worker in group
         }

@@ -43,6 +43,9 @@ class InlineOps(WorkerOps):
     def plain(self, params: Params) -> Params:
         return params
 
+    def own_bytes(self, x: Tensor) -> int:
+        return x.numel() * x.element_size()
+
     def gradients(self, loss: Loss, params: Params, batch: Callable[[int], Any]) -> EagerGradients:
         leaves = {name: x.detach().requires_grad_() for name, x in params.items()}
         value = loss(leaves, batch(self.index))

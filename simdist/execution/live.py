@@ -105,7 +105,10 @@ class LiveRun:
     def _entry(self, event: Event) -> Entry | None:
         op = event.op
         if isinstance(op, CollectiveOp):
-            return None if op.purpose == DIAGNOSTIC else self._ledger.entry(op, groups=1)
+            if op.purpose == DIAGNOSTIC:
+                return None
+            assert event.plan is not None
+            return self._ledger.entry(op, [event.plan])
         return Ledger.message(op) if isinstance(op, SendOp) else None
 
     def _delivery(self, answer: int | Place | None, served: set[Place]) -> Delivery:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simdist.communication.trace import StepOps
-from simdist.execution.pricing import StepPricer
+from simdist.execution.pricing import StepPricer, StepTiming
 
 
 class Pacer:
@@ -27,6 +27,7 @@ class Pacer:
         self._origin: float | None = None
         self._step_start = 0.0
         self._lag: tuple[float, ...] | None = None
+        self._number = 1
         self._last: StepOps = ()
 
     def __call__(self, ops: StepOps) -> None:
@@ -35,10 +36,14 @@ class Pacer:
         if self._origin is None:
             self._origin = now
         if len(ops) <= len(self._last):
-            finished = self._pricer.price(self._last, self._lag)
+            finished = self._price(self._last)
+            self._number += 1
             self._step_start += finished.advance
             self._lag = finished.lag_after
         self._last = ops
-        due = self._origin + self._step_start + self._pricer.price(ops, self._lag).duration
+        due = self._origin + self._step_start + self._price(ops).duration
         if due > now:
             self._sleep(due - now)
+
+    def _price(self, ops: StepOps) -> StepTiming:
+        return self._pricer.price(ops, self._lag, self._number, self._step_start)

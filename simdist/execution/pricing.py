@@ -1,34 +1,35 @@
 """Seconds of a recorded lock-step step under a network: values never depend on time, so no tensor is needed.
 
-Two ways give the same times (to 1e-12): a closed evaluation, where all workers provably stay side by side, and a
-replay of the whole step through :class:`simdist.execution.timeline.Timeline`. ``retime`` and the engines price with
-this one class, so their times are equal.
+Two ways give the same times (to 1e-12): a closed evaluation, where collectives provably do not disturb each other, and
+an event-driven replay. ``retime`` and the engines price with this one class, so their times are equal.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias
 
-from simdist.communication.plans.plan import Plan, Round
-from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOps, WaveOps
-from simdist.execution.events import DIAGNOSTIC, Groups
-from simdist.execution.timeline import Timeline
-from simdist.network.flows import drain
+import numpy as np
+import numpy.typing as npt
+
+from simdist.communication.plans import Collectives, Plan
+from simdist.communication.trace import SleepOp, StepOps
+from simdist.execution.collective_times import TOGETHER, CollectiveTimes
+from simdist.execution.compute_model import ComputeModel
+from simdist.execution.evaluation import Evaluation, TaskTimes
+from simdist.execution.overlap import NoOverlap, Overlap
+from simdist.execution.planning import Planner
+from simdist.execution.replay import Replay
+from simdist.execution.tasks import StepGraph
 from simdist.network.network import Network
+from simdist.network.sharing import Floats
 
 Interval: TypeAlias = "tuple[float, float]"
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
-
-#: Relative difference below which two workers or groups count as simultaneous: rounding, not physics.
-_TOGETHER = 1e-13
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepTiming:
     """When things happen within a step; all times in seconds from the step's start (lag zero).
 
@@ -42,7 +43,9 @@ class StepTiming:
         lag_after: how far each worker is behind that (zero or more).
         waves: per wave and item the earliest start and the latest end over the workers or groups.
         compute_seconds: time busy computing, mean over the workers.
-        intervals: per worker the (start, end) of each wave.
+        hidden_comm_seconds: of it, with something of the worker's on the network meanwhile, mean over the workers.
+        graph: the tasks that the step was run as.
+        begin, end: when each task runs on each worker, shape [tasks, workers].
     """
 
     duration: float
@@ -51,14 +54,26 @@ class StepTiming:
     lag_after: tuple[float, ...]
     waves: tuple[tuple[Interval, ...], ...]
     compute_seconds: float
-    intervals: tuple[tuple[Interval, ...], ...]
+    hidden_comm_seconds: float
+    graph: StepGraph
+    begin: Floats
+    end: Floats
 
 
-class _WaveTiming(NamedTuple):
-    """A wave that all workers begin and end together, from zero."""
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of a step whatever the time: its tasks, what local work takes a worker of speed one, its plans.
 
-    seconds: float
-    items: tuple[Interval, ...]
+    Attributes:
+        seconds: of each compute task at speed one, and of each sleep at any speed; shape [tasks].
+        computes: which tasks compute; shape [tasks].
+        plans: of each group, for every collective of the step in order.
+    """
+
+    graph: StepGraph
+    seconds: Floats
+    computes: npt.NDArray[np.bool_]
+    plans: tuple[tuple[Plan, ...], ...]
 
 
 class StepPricer:
@@ -67,192 +82,164 @@ class StepPricer:
     Args:
         network: routes and links between the workers.
         mesh: (replicas, shards).
-        plan: how groups carry out collectives.
-        flops_per_second: speed of each worker.
+        collectives: which plan carries out a collective.
+        compute: how long workers compute.
+        overlap: what of a step may run at the same time.
         exact: replay every step, never take the closed evaluation (tests hold one against the other).
     """
 
-    _REMEMBERED = 1024
+    #: numbers that remembered steps may hold in all
+    _REMEMBERED = 2**24
 
     def __init__(
         self,
         network: Network,
         mesh: tuple[int, int],
-        plan: Plan,
-        flops_per_second: Sequence[float],
+        collectives: Collectives,
+        compute: ComputeModel,
+        overlap: Overlap | None = None,
         *,
         exact: bool = False,
     ) -> None:
-        self._network = network
-        self._mesh = mesh
-        self._plan = plan
-        self._speeds = tuple(flops_per_second)
+        assert network.workers == mesh[0] * mesh[1] == compute.workers
+        self.network = network
+        self._compute = compute
+        self._overlap = overlap or NoOverlap()
         self._exact = exact
-        self._groups = Groups(mesh)
-        self._steps: dict[tuple[StepOps, tuple[float, ...]], StepTiming] = {}
-        self._waves: dict[WaveOps, _WaveTiming | None] = {}
-        self._collectives: dict[tuple[str, str, int, int], float | None] = {}
-        self._rounds: dict[tuple[str, Round], float | None] = {}
+        self.planner = Planner(network, mesh, collectives)
+        self._times = CollectiveTimes(network, self.planner)
+        self._known: dict[StepOps, _Known] = {}
+        self._last: tuple[StepOps, _Known] | None = None
+        self._steps: dict[tuple[object, ...], StepTiming] = {}
+        self._held = 0
 
-    def price(self, step: StepOps, lag: tuple[float, ...] | None = None) -> StepTiming:
+    def plans(self, step: StepOps) -> tuple[tuple[Plan, ...], ...]:
+        """Return the plan of each group for every collective of a step, in order."""
+        return self._look_up(step).plans
+
+    def price(
+        self, step: StepOps, lag: tuple[float, ...] | None = None, number: int = 1, clock: float = 0.0
+    ) -> StepTiming:
         """Return the times of a step that each worker begins ``lag`` seconds (zero or more) after the step's start.
 
+        Args:
+            number: of the step, from 1: stragglers differ from step to step.
+            clock: simulated seconds at the step's start: capacities may vary with time.
+
         Raises:
-            ProgramError, DeadlockError: when the step's messages do not meet (see :class:`Timeline`).
+            RunError: when a transfer waits for a link that never comes up again.
         """
-        lag = lag or (0.0,) * len(self._speeds)
-        assert len(lag) == len(self._speeds)
+        workers = self.network.workers
+        lag = lag or (0.0,) * workers
+        assert len(lag) == workers
         assert min(lag) >= 0
-        known = self._steps.get((step, lag))
-        if known is None:
-            known = None if self._exact else self._side_by_side(step, lag)
-            if known is None:
-                known = self._replay(step, lag)
-            _remember(self._steps, (step, lag), known, self._REMEMBERED)
-        return known
+        slowness = self._compute.slowness_in(number)
+        known = self._look_up(step)
+        key = (id(known), lag, slowness, clock if self.network.varies else None)
+        timing = self._steps.get(key)
+        if timing is None:
+            timing = self._price(known, np.array(lag), slowness, clock)
+            self._remember(key, timing)
+        return timing
 
-    # -- closed evaluation ------------------------------------------------------------------------------------------
+    def watched(
+        self, step: StepOps, watch: Callable[[float, Floats], None], lag: tuple[float, ...], number: int, clock: float
+    ) -> None:
+        """Replay a step for an observer: ``watch`` is told (time, bit/s in use on each link) as that changes."""
+        known = self._look_up(step)
+        seconds = _on_workers(known, self._compute.slowness_in(number))
+        Replay(known.graph, self.network, self.planner, seconds, np.array(lag), clock, watch).run()
 
-    def _side_by_side(self, step: StepOps, lag: tuple[float, ...]) -> StepTiming | None:
-        """Add up waves that all workers begin and end together; None where they may drift apart."""
-        if len(set(self._speeds)) > 1 or len(set(lag)) > 1:
-            return None
-        now = lag[0]
-        intervals: list[Interval] = []
-        waves: list[tuple[Interval, ...]] = []
-        for ops in step:
-            wave = self._wave(ops)
-            if wave is None:
-                return None
-            intervals.append((now, now + wave.seconds))
-            waves.append(tuple((now + start, now + end) for start, end in wave.items))
-            now += wave.seconds
-        workers = len(lag)
-        compute = math.fsum(op.flops / self._speeds[0] for ops in step for op in ops if isinstance(op, ComputeOp))
-        return StepTiming(
-            duration=now,
-            finish=(now,) * workers,
-            advance=now,
-            lag_after=(0.0,) * workers,
-            waves=tuple(waves),
-            compute_seconds=compute,
-            intervals=(tuple(intervals),) * workers,
-        )
+    def _look_up(self, step: StepOps) -> _Known:
+        # a step is a big value to hash, and most are the same object as the one before
+        if self._last is None or self._last[0] is not step:
+            if step not in self._known:
+                self._known[step] = self._study(step)
+            self._last = step, self._known[step]
+        return self._last[1]
 
-    def _wave(self, ops: WaveOps) -> _WaveTiming | None:
-        if ops not in self._waves:
-            _remember(self._waves, ops, self._time_wave(ops), self._REMEMBERED)
-        return self._waves[ops]
+    def _study(self, step: StepOps) -> _Known:
+        graph = self._overlap.graph(step)
+        computing = self._compute.step_seconds(step)
+        seconds, plans = np.zeros(len(graph.tasks)), dict[tuple[int, int], tuple[Plan, ...]]()
+        for number, task in enumerate(graph.tasks):
+            first, op = task.ops[0], task.collective
+            if task.computes:
+                seconds[number] = computing[task.places[0]]
+            elif isinstance(first, SleepOp):
+                seconds[number] = first.seconds
+            elif op is not None:
+                chosen = self.planner.plans(op.axis, op.op, task.payload_bytes, op.root)
+                plans |= dict.fromkeys(task.places, chosen)
+        computes = np.array([task.computes for task in graph.tasks], dtype=bool)
+        return _Known(graph, seconds, computes, tuple(plans[place] for place in sorted(plans)))
 
-    def _time_wave(self, ops: WaveOps) -> _WaveTiming | None:
-        """Time one wave from zero.
+    def _price(self, known: _Known, lag: Floats, slowness: tuple[float, ...], clock: float) -> StepTiming:
+        graph, seconds = known.graph, _on_workers(known, slowness)
+        found: TaskTimes | None = None
+        if not self._exact:
+            found = Evaluation(graph, self.planner.groups, self._times, seconds, lag, clock).run()
+        if found is None:
+            found = Replay(graph, self.network, self.planner, seconds, lag, clock).run()
+        return _timing(graph, found)
 
-        At the end of a wave without messages no transfer is under way, so it can be timed apart from the others if
-        all workers begin and end it together. One schedule (axis, op, root) has a closed form; several share links,
-        and are played on a time line of their own.
-        """
-        fused: dict[tuple[str, str, int], int] = {}
-        for op in ops:
-            if isinstance(op, CollectiveOp):
-                if op.purpose != DIAGNOSTIC:
-                    key = (op.axis, op.op, op.root)
-                    fused[key] = fused.get(key, 0) + op.payload_bytes
-            elif not isinstance(op, (ComputeOp, SleepOp)):
-                return None
-        if len(fused) > 1:
-            return self._alone(ops)
-        collective = 0.0
-        for (axis, name, root), payload in fused.items():
-            seconds = self._collective(axis, name, payload, root)
-            if seconds is None:
-                return None
-            collective = seconds
-        busy = accumulate((op.flops / self._speeds[0] for op in ops if isinstance(op, ComputeOp)), initial=0.0)
-        before = next(busy)
-        items: list[Interval] = []
-        for op in ops:
-            if isinstance(op, ComputeOp):
-                start, before = before, next(busy)
-                items.append((start, before))
-            elif isinstance(op, SleepOp):
-                items.append((0.0, op.seconds))
-            else:
-                free = isinstance(op, CollectiveOp) and op.purpose == DIAGNOSTIC
-                items.append((0.0, 0.0 if free else collective))
-        return _WaveTiming(max((end for _, end in items), default=0.0), tuple(items))
-
-    def _alone(self, ops: WaveOps) -> _WaveTiming | None:
-        timing = self._replay((ops,), (0.0,) * len(self._speeds))
-        if not _together(timing.finish):
-            return None
-        return _WaveTiming(timing.duration, timing.waves[0])
-
-    def _collective(self, axis: str, op: str, payload_bytes: int, root: int) -> float | None:
-        """Return the seconds of a collective that all groups of an axis begin together, if they end it together."""
-        key = (axis, op, payload_bytes, root)
-        if key not in self._collectives:
-            members = len(self._groups.by_axis[axis][0])
-            seconds: float | None = 0.0
-            for transfers, repeat in self._plan.rounds(op, payload_bytes, members, root):
-                one = self._round(axis, transfers)
-                if one is None or seconds is None:
-                    seconds = None
-                    break
-                seconds += repeat * one
-            _remember(self._collectives, key, seconds, 16 * self._REMEMBERED)
-        return self._collectives[key]
-
-    def _round(self, axis: str, transfers: Round) -> float | None:
-        """Return the seconds of one round that all groups run at once; None if one group's takes longer."""
-        key = (axis, transfers)
-        if key not in self._rounds:
-            groups = self._groups.by_axis[axis]
-            flows = [(group[source], group[target], size) for group in groups for source, target, size in transfers]
-            routes = [self._network.route(source, target) for source, target, _ in flows]
-            arrivals = drain(self._network.sharing, routes, [size for *_, size in flows]).reshape(len(groups), -1)
-            ends = tuple(arrivals.max(axis=1).tolist())
-            _remember(self._rounds, key, max(ends) if _together(ends) else None, self._REMEMBERED // 4)
-        return self._rounds[key]
-
-    # -- replay -----------------------------------------------------------------------------------------------------
-
-    def _replay(self, step: StepOps, lag: tuple[float, ...]) -> StepTiming:
-        timeline = Timeline(self._network, self._mesh, self._plan, self._speeds, start=lag)
-        intervals: list[list[Interval]] = [[] for _ in lag]
-        if step:
-            for worker in range(len(lag)):
-                timeline.submit(worker, step[0])
-        while woken := timeline.advance():
-            for worker, time, _ in woken:
-                past = intervals[worker]
-                past.append((past[-1][1] if past else lag[worker], time))
-                if len(past) < len(step):
-                    timeline.submit(worker, step[len(past)])
-        finish = tuple(timeline.clock(worker) for worker in range(len(lag)))
-        advance = min(finish)
-        duration = max(finish)
-        return StepTiming(
-            duration=duration,
-            finish=finish,
-            advance=advance,
-            lag_after=tuple(_on_grid(end - advance, duration) for end in finish),
-            waves=_item_intervals(step, timeline),
-            compute_seconds=math.fsum(timeline.compute_seconds(worker) for worker in range(len(lag))) / len(lag),
-            intervals=tuple(tuple(past) for past in intervals),
-        )
+    def _remember(self, key: tuple[object, ...], timing: StepTiming) -> None:
+        """Keep a timing, dropping the oldest when they hold too much."""
+        self._held += 2 * timing.begin.size + len(timing.waves)
+        while self._steps and self._held > self._REMEMBERED:
+            oldest = self._steps.pop(next(iter(self._steps)))
+            self._held -= 2 * oldest.begin.size + len(oldest.waves)
+        self._steps[key] = timing
 
 
-def _item_intervals(step: StepOps, timeline: Timeline) -> tuple[tuple[Interval, ...], ...]:
-    merged = [[(math.inf, -math.inf)] * len(ops) for ops in step]
-    for event in timeline.events:
-        for _, wave, item in event.places:
-            start, end = merged[wave][item]
-            merged[wave][item] = (min(start, event.start), max(end, event.end))
-    return tuple(tuple(items) for items in merged)
+def _on_workers(known: _Known, slowness: tuple[float, ...]) -> Floats:
+    """Return the seconds of every local task on every worker, shape [tasks, workers]; all sleep alike."""
+    return known.seconds[:, None] * np.where(known.computes[:, None], np.array(slowness), 1.0)
 
 
-def _together(times: Sequence[float]) -> bool:
-    return max(times) - min(times) <= _TOGETHER * max(times)
+def _timing(graph: StepGraph, times: TaskTimes) -> StepTiming:
+    waves: list[list[Interval]] = [[(math.inf, -math.inf)] * len(ops) for ops in graph.step]
+    if graph.tasks:
+        starts, ends = times.begin.min(axis=1).tolist(), times.end.max(axis=1).tolist()
+        for task, start, end in zip(graph.tasks, starts, ends, strict=True):
+            for wave, item in task.places:
+                waves[wave][item] = (start, end)
+    finish = times.finish
+    duration, advance = float(finish.max()), float(finish.min())
+    computes = np.array([task.computes for task in graph.tasks], dtype=bool)
+    travels = np.array([task.collective is not None and not task.free for task in graph.tasks], dtype=bool)
+    busy = _busy(times.begin[computes], times.end[computes])
+    talking = _busy(times.begin[travels], times.end[travels])
+    both = _busy(times.begin[computes | travels], times.end[computes | travels])
+    hidden = busy + talking - both
+    return StepTiming(
+        duration=duration,
+        finish=tuple(finish.tolist()),
+        advance=advance,
+        lag_after=tuple(_on_grid(end - advance, duration) for end in finish.tolist()),
+        waves=tuple(tuple(items) for items in waves),
+        compute_seconds=_mean(busy),
+        hidden_comm_seconds=_mean(np.where(hidden > TOGETHER * duration, hidden, 0.0)),
+        graph=graph,
+        begin=times.begin,
+        end=times.end,
+    )
+
+
+def _busy(begin: Floats, end: Floats) -> Floats:
+    """Return for how long at least one of some intervals runs, per worker; shapes [intervals, workers]."""
+    if not len(begin):
+        return np.zeros(begin.shape[1])
+    order = np.argsort(begin, axis=0, kind="stable")
+    begin, end = np.take_along_axis(begin, order, 0), np.take_along_axis(end, order, 0)
+    until = np.maximum.accumulate(end, axis=0)
+    covered = np.vstack([np.full((1, begin.shape[1]), -np.inf), until[:-1]])
+    busy: Floats = np.maximum(0.0, end - np.maximum(begin, covered)).sum(axis=0)
+    return busy
+
+
+def _mean(values: Floats) -> float:
+    return math.fsum(values.tolist()) / len(values)
 
 
 def _on_grid(lag: float, duration: float) -> float:
@@ -264,10 +251,3 @@ def _on_grid(lag: float, duration: float) -> float:
         return 0.0
     grid = 2.0 ** (math.floor(math.log2(duration)) - 43)
     return round(lag / grid) * grid
-
-
-def _remember(memory: dict[_Key, _Value], key: _Key, value: _Value, at_most: int) -> None:
-    """Keep a result, dropping the oldest when there are too many."""
-    if len(memory) >= at_most:
-        del memory[next(iter(memory))]
-    memory[key] = value

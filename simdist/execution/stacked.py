@@ -145,6 +145,10 @@ class StackedOps(WorkerOps):
                 raise ProgramError(f"expected one value of {name!r} for all workers, got leading axes {x.shape[:2]}")
         return {name: x[0, 0] for name, x in params.items()}
 
+    def own_bytes(self, x: Tensor) -> int:
+        # a number without dimensions is every worker's own, such as a counter of steps
+        return x.numel() // max(1, copies(x) if x.ndim >= 2 else 1) * x.element_size()
+
     def gradients(self, loss: Loss, params: Params, batch: Callable[[int], Any]) -> DeferredGradients:
         return DeferredGradients(self.mesh, loss, params, batch, self.chunk)
 

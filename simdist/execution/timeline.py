@@ -22,14 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from simdist.communication.plans.plan import Plan, Round
+from simdist.communication.plans.plan import Collectives, Plan
 from simdist.communication.trace import CollectiveOp, ComputeOp, ReceiveOp, SendOp, SleepOp, WaveOps
 from simdist.errors import DeadlockError, ProgramError
+from simdist.execution.carrier import Carrier
+from simdist.execution.compute_model import ComputeModel
 from simdist.execution.events import (
     DIAGNOSTIC,
     Answer,
     Event,
-    Groups,
     Op,
     Place,
     Woken,
@@ -37,6 +38,8 @@ from simdist.execution.events import (
     op_name,
     worker_list,
 )
+from simdist.execution.planning import Planner
+from simdist.execution.segments import Segments
 from simdist.network.flows import FlowSimulator
 from simdist.network.network import Network
 
@@ -62,16 +65,6 @@ class _Collective:
 
 
 @dataclass(slots=True, eq=False)
-class _Schedule:
-    """Fused collectives of one group under way: the rounds still to come, and transfers left in this one."""
-
-    collectives: list[_Collective]
-    start: float
-    rounds: deque[tuple[Round, int]]
-    left: int = 0
-
-
-@dataclass(slots=True, eq=False)
 class _Message:
     op: SendOp
     place: Place
@@ -85,8 +78,8 @@ class Timeline:
     Args:
         network: routes and links between the workers.
         mesh: (replicas, shards).
-        plan: how groups carry out collectives.
-        flops_per_second: speed of each worker.
+        collectives: how groups carry out collectives.
+        compute: how long workers compute.
         start: when each worker begins (default: all at zero).
 
     Attributes:
@@ -98,25 +91,24 @@ class Timeline:
         self,
         network: Network,
         mesh: tuple[int, int],
-        plan: Plan,
-        flops_per_second: Sequence[float],
+        collectives: Collectives,
+        compute: ComputeModel,
         start: Sequence[float] | None = None,
     ) -> None:
         count = mesh[0] * mesh[1]
-        assert network.workers == count == len(flops_per_second)
+        assert network.workers == count == compute.workers
         self.now = 0.0
         self.events: list[Event] = []
-        self._network = network
-        self._plan = plan
-        self._groups = Groups(mesh)
-        self._speeds = tuple(flops_per_second)
+        self._planner = Planner(network, mesh, collectives)
+        self._groups = self._planner.groups
+        self._compute = compute
+        self._computed = [0] * count
         self._clocks = [0.0] * count if start is None else [float(time) for time in start]
         self._busy = [0.0] * count
         self._begun = [0] * count
         self._waves: dict[int, _Wave] = {}
         self._complete: set[int] = set()
-        self._flows = FlowSimulator(network.sharing)
-        self._carries: dict[int, _Schedule | _Message] = {}
+        self._carrier = Carrier(network, FlowSimulator(network.sharing), self._at)
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._counter = 0
         # Per axis and worker: how many collectives it has asked for; per (axis, group's first worker, k): who is there.
@@ -179,7 +171,7 @@ class Timeline:
                 if self._waves:
                     raise DeadlockError(self._deadlock())
                 return []
-            self.now = upcoming
+            self.now = self._carrier.now = upcoming
 
     # -- instants ---------------------------------------------------------------------------------------------------
 
@@ -189,7 +181,7 @@ class Timeline:
 
     def _next_time(self) -> float | None:
         timer = self._timers[0][0] if self._timers else None
-        flow = self._flows.next_time()
+        flow = self._carrier.next_time()
         if timer is None or flow is None:
             return flow if timer is None else timer
         return min(timer, flow)
@@ -199,14 +191,7 @@ class Timeline:
         while (due := self._next_time()) is not None and due <= self.now:
             while self._timers and self._timers[0][0] <= self.now:
                 heapq.heappop(self._timers)[2]()
-            for flow_id in self._flows.advance(self.now):
-                carried = self._carries.pop(flow_id)
-                if isinstance(carried, _Message):
-                    self._arrive(carried)
-                else:
-                    carried.left -= 1
-                    if carried.left == 0:
-                        self._next_round(carried)
+            self._carrier.deliver()
         for receiver in sorted(self._receiving):
             self._take(receiver)
 
@@ -238,7 +223,8 @@ class Timeline:
                 if len(collective.places) == len(collective.group):
                     ready.setdefault((op.axis, op.op, op.root), []).append(collective)
             elif isinstance(op, ComputeOp):
-                busy = op.flops / self._speeds[worker]
+                self._computed[worker] += 1
+                busy = self._compute.seconds(op, worker, self._computed[worker])
                 self._at(busy_until + busy, partial(self._elapse, op, "compute", place, busy_until, busy))
                 busy_until += busy
             elif isinstance(op, SleepOp):
@@ -281,37 +267,24 @@ class Timeline:
         return collective
 
     def _start(self, collectives: list[_Collective]) -> None:
-        op, members = collectives[0].op, len(collectives[0].group)
+        op, group = collectives[0].op, collectives[0].group
+        number = self._groups.by_axis[op.axis].index(group)
         for free in (True, False):
             fused = [one for one in collectives if (one.op.purpose == DIAGNOSTIC) == free]
             if fused:
                 payload = 0 if free else sum(one.op.payload_bytes for one in fused)
-                rounds = () if free else self._plan.rounds(op.op, payload, members, op.root)
-                self._next_round(_Schedule(fused, self.now, deque(rounds)))
+                plan = self._planner.plans(op.axis, op.op, payload, op.root)[number]
+                rounds = () if free else plan.rounds(op.op, payload, len(group), op.root)
+                segments = Segments(rounds, plan.in_flight(op.op))
+                self._carrier.collective(group, segments, partial(self._end, fused, self.now, plan))
 
-    def _next_round(self, schedule: _Schedule) -> None:
-        if not schedule.rounds:
-            self._end(schedule)
-            return
-        transfers, repeat = schedule.rounds.popleft()
-        if repeat > 1:
-            schedule.rounds.appendleft((transfers, repeat - 1))
-        group = schedule.collectives[0].group
-        schedule.left = len(transfers)
-        for source, target, size in transfers:
-            self._carry(schedule, group[source], group[target], size)
-
-    def _end(self, schedule: _Schedule) -> None:
-        for collective in schedule.collectives:
+    def _end(self, collectives: Sequence[_Collective], start: float, plan: Plan) -> None:
+        for collective in collectives:
             places = tuple(collective.places[worker] for worker in collective.group)
-            self.events.append(Event(collective.op, "collective", places, schedule.start, self.now))
+            event = Event(collective.op, "collective", places, start, self.now, plan=plan)
+            self.events.append(event)
             for place in places:
                 self._done(place, len(self.events) - 1)
-
-    def _carry(self, what: _Schedule | _Message, source: int, target: int, size: int) -> None:
-        self._counter += 1
-        self._carries[self._counter] = what
-        self._flows.start(self._counter, self._network.route(source, target), size, self.now)
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
@@ -322,7 +295,7 @@ class Timeline:
             )
         message = _Message(op, place, self.now)
         self._lanes[place.worker, op.to, op.tag].append(message)
-        self._carry(message, place.worker, op.to, op.payload_bytes)
+        self._carrier.message(place.worker, op.to, op.payload_bytes, partial(self._arrive, message))
         if not op.wait:
             self._done(place)
 

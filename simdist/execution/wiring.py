@@ -74,7 +74,8 @@ def describe_free(request: Collective) -> CollectiveOp:
 def describe_local(request: Request) -> ComputeOp | SleepOp:
     """Return the descriptor of a request that concerns its worker alone."""
     if isinstance(request, Compute):
-        return ComputeOp(request.flops)
+        label = request.label
+        return ComputeOp(request.flops, request.memory_bytes, label.purpose, label.tensor, request.what)
     if isinstance(request, Sleep):
         return SleepOp(request.seconds)
     raise ProgramError(

@@ -1,26 +1,21 @@
-"""Max-min fair sharing of links, and flows that drain through them in time.
+"""Flows that drain through shared links in time.
 
-Fluid model (SimGrid's CM02 without correction factors): a flow occupies all links of its route at once, at the rate
-that progressive filling gives it (Bertsekas & Gallager, Data Networks, 6.5.2); its last byte arrives ``latency``
-after it left. Rates are in bit/s, sizes in bytes, times in seconds.
+Fluid model (SimGrid's CM02 without correction factors): a flow occupies all links of its route at once, at its
+max-min fair rate (:mod:`simdist.network.sharing`); its last byte arrives ``latency`` after it left. Sizes are in
+bytes, rates in bit/s, times in seconds.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Floats: TypeAlias = "npt.NDArray[np.float64]"
-Links: TypeAlias = "tuple[int, ...]"
-
-#: Shares this close (relative) are one level of the filling, and flows this close to their end have ended. Far below
-#: the 1e-12 that times are held to, far above rounding: symmetric flows end in one event, not in n.
-_TIE = 1e-13
+from simdist.network.sharing import TIE, Crossings, Floats, Links, Sharing
 
 
 class Route(NamedTuple):
@@ -30,74 +25,65 @@ class Route(NamedTuple):
     latency: float
 
 
-def max_min_rates(routes: Sequence[Links], capacities: Floats) -> Floats:
-    """Return the max-min fair rate of each flow (bit/s), by progressive filling.
+def drain(sharing: Sharing, routes: Sequence[Route], sizes: Sequence[int], start: float = 0.0) -> Floats:
+    """Return when each of several flows that start together arrives, in seconds from their start.
 
-    All rates rise together; when a link is full, its flows stay at that level and the rest goes on. A flow that
-    crosses no link has an infinite rate.
+    Args:
+        sharing: capacities of the links.
+        routes: of the flows.
+        sizes: of the flows in bytes; a flow of zero bytes takes its latency only.
+        start: when they start, on the clock by which capacities vary.
+
+    Raises:
+        RunError: when a flow waits for a link that never comes up again.
     """
-    rates = np.full(len(routes), np.inf)
-    lengths = np.array([len(links) for links in routes], dtype=np.intp)
-    # The incidence of flows and links as pairs, one for each link that a flow crosses.
-    flow_of = np.repeat(np.arange(len(routes)), lengths)
-    crossed = np.array([link for links in routes for link in links], dtype=np.intp)
-    used, link_of = np.unique(crossed, return_inverse=True)
-    room = capacities[used].astype(np.float64)
-    while flow_of.size:
-        crowd = np.bincount(link_of, minlength=used.size)
-        share = np.full(used.size, np.inf)
-        np.divide(room, crowd, out=share, where=crowd > 0)
-        level = share.min()
-        full = share <= level * (1 + _TIE)
-        settled = np.zeros(len(routes), dtype=bool)
-        settled[flow_of[full[link_of]]] = True
-        rates[settled] = level
-        leaving = settled[flow_of]
-        room -= level * np.bincount(link_of[leaving], minlength=used.size)
-        flow_of, link_of = flow_of[~leaving], link_of[~leaving]
-    return rates
-
-
-class Sharing:
-    """Fair rates on fixed capacities, remembered per set of routes: collectives ask for the same sets again."""
-
-    _REMEMBERED = 4096
-
-    def __init__(self, capacities: Floats) -> None:
-        self.capacities = capacities
-        self._known: dict[tuple[Links, ...], Floats] = {}
-
-    def rates(self, routes: tuple[Links, ...]) -> Floats:
-        """Return the rate of each flow in bit/s (see :func:`max_min_rates`)."""
-        known = self._known.get(routes)
-        if known is None:
-            if len(self._known) >= self._REMEMBERED:
-                del self._known[next(iter(self._known))]
-            known = self._known[routes] = max_min_rates(routes, self.capacities)
-        return known
-
-
-def drain(sharing: Sharing, routes: Sequence[Route], sizes: Sequence[int]) -> Floats:
-    """Return when each of several flows that start together arrives, in seconds from their start."""
     bits = np.array(sizes, dtype=np.float64) * 8
-    left = bits.copy()
-    arrivals = np.array([route.latency for route in routes], dtype=np.float64)
+    latencies = np.array([route.latency for route in routes], dtype=np.float64)
     everyone = tuple(route.links for route in routes)
-    if _disjoint(everyone):
-        # Nobody's end changes another's rate: no events needed. A ring's round on a star is of this kind.
-        return arrivals + bits / sharing.rates(everyone)
-    active = np.array([i for i, links in enumerate(everyone) if links and sizes[i] > 0], dtype=np.intp)
-    now = 0.0
-    while active.size:
-        rates = sharing.rates(tuple(everyone[i] for i in active))
-        needed = left[active] / rates
-        step = needed.min()
-        now += step
-        left[active] -= rates * step
-        ended = left[active] <= _TIE * bits[active]
-        arrivals[active[ended]] += now
-        active = active[~ended]
-    return arrivals
+    if not sharing.varies:
+        seconds = _seconds(bits, sharing.rates(everyone))
+        # Nobody's end changes another's rate, as all end at once or share no link: no events needed. The rounds of
+        # most plans on most networks are of one of these kinds.
+        longest = seconds.max(initial=0.0)
+        if longest < math.inf and (longest <= seconds.min(initial=math.inf) * (1 + TIE) or _disjoint(everyone)):
+            return latencies + seconds
+    return latencies + _drain_by_events(sharing, everyone, bits, start)
+
+
+def _drain_by_events(sharing: Sharing, routes: Sequence[Links], bits: Floats, start: float) -> Floats:
+    """Return when the last bit of each flow leaves: rates hold until a flow ends or a capacity changes."""
+    ends = np.zeros(len(routes))
+    left = bits.copy()
+    active = np.array([bool(links) for links in routes], dtype=bool) & (bits > 0)
+    crossings = Crossings.of(routes).only(active)
+    now, clock = 0.0, start
+    while active.any():
+        rates = np.where(active, crossings.rates(sharing.capacities_at(clock)), 0.0)
+        change = sharing.next_change(clock)
+        if change == math.inf:
+            for flow in np.flatnonzero(active & (rates == 0)).tolist():
+                sharing.refuse_standstill(routes[flow], clock)
+        step = _seconds(left, rates)[active].min()
+        if now + step < change - start:
+            now += step
+            clock = max(clock, start + now)
+        else:
+            step = change - start - now
+            now = change - start
+            clock = change
+        left -= rates * step
+        over = active & (left <= TIE * (bits + rates * now))
+        ends[over] = now
+        active &= ~over
+        crossings = crossings.only(active)
+    return ends
+
+
+def _seconds(bits: Floats, rates: Floats) -> Floats:
+    """Return bits / rates; infinite where there are bits and no rate."""
+    seconds = np.where(bits > 0, np.inf, 0.0)
+    np.divide(bits, rates, out=seconds, where=rates > 0)
+    return seconds
 
 
 def _disjoint(routes: Sequence[Links]) -> bool:
@@ -115,20 +101,36 @@ class _Flow:
     left: float
     since: float
     rate: float = 0.0
-    end: float = np.inf
+    end: float = math.inf
 
 
 class FlowSimulator:
-    """Event-driven flows: start them, ask for the next instant at which something happens, advance to it."""
+    """Event-driven flows: start them, ask for the next instant at which something happens, advance to it.
 
-    def __init__(self, sharing: Sharing) -> None:
+    Args:
+        sharing: capacities of the links.
+        start: this simulator's time zero, on the clock by which capacities vary. All other times here count from it.
+        watch: told (time, bit/s in use on each link) whenever rates change; of several calls for one time the last
+            one holds.
+    """
+
+    def __init__(
+        self, sharing: Sharing, start: float = 0.0, watch: Callable[[float, Floats], None] | None = None
+    ) -> None:
         self._sharing = sharing
+        self._start = start
+        self._watch = watch
         self._now = 0.0
         self._flows: dict[int, _Flow] = {}
         self._arrivals: list[tuple[float, int, int]] = []
         self._counter = 0
         self._stale = False
-        self._next_end = np.inf
+        self._next_end = math.inf
+        # The next change of a capacity, here and on the clock of the capacities, and the last one that was passed on
+        # that clock: start + now may fall short of it by rounding.
+        self._next_change = math.inf
+        self._change_due = math.inf
+        self._passed = start
 
     def start(self, flow_id: int, route: Route, size: int, now: float) -> None:
         """Let a flow of ``size`` bytes start at ``now``, which may not lie before anything still due."""
@@ -144,18 +146,26 @@ class FlowSimulator:
         self._stale = True
 
     def next_time(self) -> float | None:
-        """Return the next instant at which a flow drains or arrives; None if nothing is under way."""
+        """Return the next instant at which a flow drains or arrives or its rate may change; None if there is no flow.
+
+        Raises:
+            RunError: when a flow waits for a link that never comes up again.
+        """
         self._share()
-        upcoming = min(self._next_end, self._arrivals[0][0] if self._arrivals else np.inf)
-        return None if upcoming == np.inf else upcoming
+        due = self._arrivals[0][0] if self._arrivals else math.inf
+        upcoming = min(self._next_end, self._next_change, due)
+        return None if upcoming == math.inf else upcoming
 
     def advance(self, to: float) -> list[int]:
         """Move to time ``to`` and return the flows that have arrived by then, in order of (arrival, draining)."""
         arrived: list[int] = []
         while (upcoming := self.next_time()) is not None and upcoming <= to:
             self._now = upcoming
-            if self._next_end <= upcoming:
+            if min(self._next_end, self._next_change) <= upcoming:
+                # at a change too: who ends just then may not wait, by rounding, for an outage to pass
                 self._end_flows()
+            if self._next_change <= upcoming:
+                self._passed = self._change_due
             while self._arrivals and self._arrivals[0][0] <= upcoming:
                 arrived.append(heapq.heappop(self._arrivals)[2])
         self._now = max(self._now, to)
@@ -164,7 +174,7 @@ class FlowSimulator:
     def _end_flows(self) -> None:
         now = self._now
         for flow_id, flow in list(self._flows.items()):
-            if (flow.end - now) * flow.rate <= _TIE * flow.bits:
+            if (flow.end - now) * flow.rate <= TIE * (flow.bits + flow.rate * now):
                 del self._flows[flow_id]
                 self._leave(flow_id, flow.latency)
         self._stale = True
@@ -174,17 +184,30 @@ class FlowSimulator:
         heapq.heappush(self._arrivals, (self._now + latency, self._counter, flow_id))
 
     def _share(self) -> None:
-        """Share the links anew after flows came or went; who keeps its rate keeps its end to the bit."""
+        """Share the links anew after flows or capacities changed; who keeps its rate keeps its end to the bit."""
         if not self._stale:
             return
         self._stale = False
         now = self._now
+        clock = max(self._start + now, self._passed)
         flows = list(self._flows.values())
-        rates = self._sharing.rates(tuple(flow.links for flow in flows)).tolist()
+        self._change_due = self._sharing.next_change(clock) if flows else math.inf
+        self._next_change = self._change_due - self._start
+        rates = self._sharing.rates(tuple(flow.links for flow in flows), clock).tolist()
         for flow, rate in zip(flows, rates, strict=True):
+            if rate == 0 and self._change_due == math.inf:
+                self._sharing.refuse_standstill(flow.links, clock)
             if rate != flow.rate:
                 flow.left = max(0.0, flow.left - flow.rate * (now - flow.since))
                 flow.since = now
                 flow.rate = rate
-                flow.end = now + flow.left / rate
-        self._next_end = min((flow.end for flow in flows), default=np.inf)
+                flow.end = now + flow.left / rate if rate else math.inf
+        self._next_end = min((flow.end for flow in flows), default=math.inf)
+        if self._watch is not None:
+            self._watch(now, self._in_use())
+
+    def _in_use(self) -> Floats:
+        used = np.zeros(self._sharing.capacities.size)
+        for flow in self._flows.values():
+            used[list(flow.links)] += flow.rate
+        return used

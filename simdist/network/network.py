@@ -1,81 +1,138 @@
-"""The network between workers: links with capacities, and one fixed route for every pair of workers."""
+"""The network between workers: shared capacities, and one fixed route for every pair of workers."""
 
 from __future__ import annotations
 
-import heapq
+import math
+from collections import Counter
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from simdist.errors import InputError, suggest
-from simdist.network.flows import Route, Sharing
+from simdist.network.flows import Route
+from simdist.network.links import LinkSettings
+from simdist.network.routing import Routes, RoutingPolicy
+from simdist.network.sharing import Floats, Sharing
 
 _HERE = Route((), 0.0)
 
 
 class Network:
-    """Routes and links of a graph, seen from the workers.
+    """Routes and capacities of a graph, seen from the workers.
 
-    A route is the path with the least latency, then the fewest hops, then the nodes that come first in the graph.
-    Two workers on one host reach each other at once, over no link.
+    A capacity belongs to one direction of a link, or to both directions of a half-duplex link, or, with
+    ``host_bandwidth``, to what the workers of one host exchange. Without it they exchange over no link.
 
     Attributes:
-        links: (from, to) node names of each directed link.
-        capacities: bit/s of each link.
-        sharing: max-min fair rates on these links.
+        links: name of each capacity: an edge's attribute ``name``, else ``"host0->switch"``, ``"a<->b"`` for both
+            directions, ``"host0 inside"`` within a host.
+        capacities: bit/s that payloads get of each, where nothing varies.
+        sharing: max-min fair rates on these capacities.
         hosts: the host of each worker.
+        islands: the island of each worker: those of one island are near each other.
+
+    Args:
+        graph: directed links with ``bandwidth`` (bit/s), ``latency`` (s), and optionally ``name`` and ``duplex``, which
+            goes before the duplex of the settings.
+        hosts: the node of each worker; several workers may share one.
+        links: what holds for all links (default: full duplex, no headers, nothing varies).
+        routing: ``shortest`` or ``ecmp`` (see :mod:`simdist.network.routing`).
+        ecmp_seed: draws another assignment of pairs to paths.
+        islands: as above (default: all workers are on one).
 
     Raises:
-        InputError: when a worker's host is not in the graph, or one host cannot reach another.
+        InputError: when a worker's host is not in the graph, one host cannot reach another, or a link is impossible.
     """
 
-    def __init__(self, graph: nx.DiGraph[str], hosts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        graph: nx.DiGraph[str],
+        hosts: Sequence[str],
+        *,
+        links: LinkSettings | None = None,
+        routing: RoutingPolicy = "shortest",
+        ecmp_seed: int = 0,
+        islands: Sequence[int] | None = None,
+    ) -> None:
+        settings = LinkSettings() if links is None else links
         self.hosts = tuple(hosts)
-        self.links: tuple[tuple[str, str], ...] = tuple(graph.edges())
-        self.capacities = np.array([graph.edges[link]["bandwidth"] for link in self.links], dtype=np.float64)
-        self.sharing = Sharing(self.capacities)
+        self.islands = (0,) * len(self.hosts) if islands is None else tuple(islands)
+        assert len(self.islands) == len(self.hosts)
         _check_reachable(graph, self.hosts)
-        self._order = {node: place for place, node in enumerate(graph.nodes())}
-        # Per node: (neighbour, link, latency) of each link that leaves it.
-        self._leaving: dict[str, list[tuple[str, int, float]]] = {node: [] for node in graph.nodes()}
-        for index, (source, target) in enumerate(self.links):
-            self._leaving[source].append((target, index, float(graph.edges[source, target]["latency"])))
-        self._routes: dict[tuple[str, str], Route] = {}
+        names, bandwidths, link_of = _capacities(graph, settings.duplex)
+        variation = settings.variation(names, bandwidths)
+        shared = [host for host, workers in Counter(self.hosts).items() if workers > 1]
+        local = shared if settings.host_bandwidth else []
+        self.links = (*names, *(f"{host} inside" for host in local))
+        self.capacities = np.concatenate(
+            [bandwidths * settings.efficiency, np.full(len(local), settings.host_bandwidth or 0.0)]
+        )
+        self.sharing = Sharing(self.capacities, variation, self.links)
+        self._paths = Routes(graph, link_of, routing, ecmp_seed)
+        self._overhead = settings.message_overhead
+        # Routes by pair of hosts; a pair of one host is for two workers on it.
+        self._routes = {(host, host): Route((), settings.host_latency) for host in shared}
+        for place, host in enumerate(local, start=len(names)):
+            self._routes[host, host] = Route((place,), settings.host_latency)
 
     @property
     def workers(self) -> int:
         return len(self.hosts)
 
+    @property
+    def varies(self) -> bool:
+        """Whether any capacity changes with time."""
+        return self.sharing.varies
+
     def route(self, source: int, target: int) -> Route:
-        """Return the links and the latency (s) from one worker to another."""
+        """Return the links and the latency (s) from one worker to another; a worker reaches itself at once."""
+        if source == target:
+            return _HERE
         pair = self.hosts[source], self.hosts[target]
         found = self._routes.get(pair)
         if found is None:
-            found = self._routes[pair] = _HERE if pair[0] == pair[1] else self._shortest(*pair)
+            links, latency = self._paths.route(*pair)
+            found = self._routes[pair] = Route(links, latency + self._overhead)
         return found
 
-    def _shortest(self, start: str, goal: str) -> Route:
-        """Dijkstra on (latency, hops, nodes in graph order); the last makes ties deterministic."""
-        heap: list[tuple[float, int, tuple[int, ...], str, tuple[int, ...]]] = [
-            (0.0, 0, (self._order[start],), start, ())
-        ]
-        done: set[str] = set()
-        while heap:
-            latency, hops, path, node, links = heapq.heappop(heap)
-            if node == goal:
-                return Route(links, latency)
-            if node in done:
-                continue
-            done.add(node)
-            for neighbour, link, more in self._leaving[node]:
-                onward = self._leaving[neighbour]
-                # Other hosts of a switch are dead ends: not following them keeps big stars cheap.
-                dead_end = all(back[0] == node for back in onward[:2]) and neighbour != goal
-                if neighbour not in done and not dead_end:
-                    step = (latency + more, hops + 1, (*path, self._order[neighbour]), neighbour, (*links, link))
-                    heapq.heappush(heap, step)
-        raise AssertionError("hosts were checked to reach each other")
+
+def _capacities(graph: nx.DiGraph[str], duplex: str) -> tuple[list[str], Floats, dict[tuple[str, str], int]]:
+    """Return name and bandwidth of each capacity, and the index of the one that each directed link uses."""
+    names: list[str] = []
+    bandwidths: list[float] = []
+    link_of: dict[tuple[str, str], int] = {}
+    for source, target, data in graph.edges(data=True):
+        where = f"link {source!r} -> {target!r}"
+        bandwidth = _number(data, "bandwidth", where)
+        if not bandwidth > 0 or _number(data, "latency", where) < 0:
+            raise InputError(
+                f"got bandwidth {bandwidth:g} and latency {data['latency']:g} on {where}; "
+                "expected a bandwidth above zero and a latency of zero or more"
+            )
+        half = data.get("duplex", duplex) == "half"
+        back = link_of.get((target, source)) if half else None
+        if back is not None:
+            if bandwidths[back] != bandwidth:
+                raise InputError(
+                    f"got bandwidths {bandwidths[back]:g} and {bandwidth:g} for the two directions of {where}, which "
+                    "is half-duplex; expected one bandwidth, as both share it, or duplex: full"
+                )
+            link_of[source, target] = back
+            continue
+        link_of[source, target] = len(names)
+        names.append(str(data.get("name", f"{source}<->{target}" if half else f"{source}->{target}")))
+        bandwidths.append(bandwidth)
+    return names, np.array(bandwidths, dtype=np.float64), link_of
+
+
+def _number(link: dict[str, Any], key: str, where: str) -> float:
+    value = link.get(key)
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise InputError(f"got {key} {value!r} on {where}; expected a number")
+    return float(value)
 
 
 def _check_reachable(graph: nx.DiGraph[str], hosts: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from simdist.program import MeshShape, Worker
+from simdist.program.state import tensors_of
 from simdist.registry import Registry
 from simdist.settings import Fraction, NaturalFloat, PositiveFloat, Settings
 
@@ -118,6 +119,13 @@ class Rule(Settings, ABC):
         iterates). Validation, the final parameters and their hash are taken there. Local, and no part of training.
         """
         return x
+
+    def state_bytes(self, state: Any, worker: Worker) -> float:
+        """Return the bytes of a state that one worker holds; an update reads and writes them all.
+
+        Numbers without dimensions (counters) do not count.
+        """
+        return float(sum(worker.ops.own_bytes(x) for x in tensors_of(state) if x.ndim))
 
 
 class NoState(NamedTuple):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -27,14 +28,20 @@ KIND = "$kind"
 
 Memory = dict[str, Any]
 
-#: attributes that every torch optimizer has, none of which holds numbers of the class itself
-_COMMON = frozenset(vars(Optimizer([torch.zeros(1)], {})))
-
 _SEQUENCES: dict[str, tuple[type[Any], Callable[[list[Any]], Any]]] = {
     "tuple": (tuple, tuple),  # torch.Size too
     "set": (set, set),
     "deque": (deque, deque),
 }
+
+
+@cache
+def _common() -> frozenset[str]:
+    """Return the attributes that every torch optimizer has, none of which holds numbers of the class itself.
+
+    Not when this file is imported: to make an optimizer torch imports its compiler, which takes seconds.
+    """
+    return frozenset(vars(Optimizer([torch.zeros(1)], {})))
 
 
 def remember(optimizer: Optimizer, p: Tensor) -> Memory:
@@ -43,7 +50,7 @@ def remember(optimizer: Optimizer, p: Tensor) -> Memory:
     return {
         "state": _encode(dict(optimizer.state), p),
         "group": {key: _encode(value, p) for key, value in group.items() if key != "params"},
-        "attributes": {key: _encode(value, p) for key, value in vars(optimizer).items() if key not in _COMMON},
+        "attributes": {key: _encode(value, p) for key, value in vars(optimizer).items() if key not in _common()},
         "marks": _encode(vars(p), p),  # what a class hangs on the parameter itself
     }
 

@@ -40,6 +40,7 @@ from simdist.optimizers.torch_running import (
     TorchState,
     evaluated_gathered,
     evaluated_on_shards,
+    held_bytes,
     run_gathered,
     run_on_shards,
 )
@@ -192,6 +193,9 @@ class TorchOptimizer(Rule):
             return x
         find = evaluated_on_shards if self.on_shards else evaluated_gathered
         return find(self, stack, x, state, worker)
+
+    def state_bytes(self, state: Any, worker: Worker) -> float:
+        return held_bytes(state)
 
     def __reduce__(self) -> Any:
         return _rebuilt, (self.name, {key: getattr(self, key) for key in type(self).model_fields})

@@ -20,7 +20,7 @@ from simdist.optimizers.torch_memory import Memory, over_tensors
 from simdist.optimizers.torch_stepping import Stepped, in_eval_mode, stepped
 from simdist.program import Worker
 from simdist.program.random import stream
-from simdist.program.state import Loose
+from simdist.program.state import Loose, tensors_of
 
 
 class Steps(Protocol):
@@ -50,6 +50,12 @@ class TorchState(NamedTuple):
 
     steps: int
     held: Loose
+
+
+def held_bytes(state: TorchState) -> float:
+    """Return the bytes that one worker's optimizers hold, counters left out."""
+    copies: int = math.prod(state.held.get("lead", ()))
+    return sum(x.numel() * x.element_size() for x in tensors_of(state.held) if x.ndim) / copies
 
 
 async def run_on_shards(

@@ -88,6 +88,11 @@ class UnitLayout:
     backward_flops: float
     regather: bool
 
+    @property
+    def numel(self) -> int:
+        """Numbers in the unit's full parameters, without padding."""
+        return sum(prod(piece.shape) for piece in self.pieces)
+
 
 class Layout:
     """The parameters of a model on a mesh: units for the wire, stacks for the rules.
@@ -149,6 +154,17 @@ class Layout:
                 chunks = piece.chunks(worker.ops.alike(full[piece.name]), self.mesh.shards)
                 local[piece.name] = piece.local(worker.mesh.shards.share(chunks, -2).squeeze(-2))
         return self.stack(local)
+
+    def before_backward(self, unit: UnitLayout) -> tuple[UnitLayout, ...]:
+        """Return the units that are gathered again just before the backward pass of ``unit``.
+
+        Each is gathered for its own pass, but the root first of all: in FSDP2 backward begins and ends in it.
+        """
+        root, last = self.units[0], self.units[-1]
+        if unit is root and root is not last:
+            return ()
+        wanted = (root, unit) if unit is last and root is not last else (unit,)
+        return tuple(one for one in wanted if one.regather)
 
     def stack(self, local: Values) -> list[Tensor]:
         """Stack per-parameter chunks for the rules, with all-zero dummies at the end."""

@@ -91,10 +91,12 @@ class Receive:
 
 @dataclass(frozen=True, eq=False)
 class Compute:
-    """Be busy for ``flops`` floating-point operations; the engine turns them into seconds."""
+    """Be busy for ``flops`` operations on ``memory_bytes`` of memory; the clock turns them into seconds."""
 
     flops: float
+    memory_bytes: float
     what: str
+    label: Label
 
 
 @dataclass(frozen=True, eq=False)

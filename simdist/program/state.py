@@ -7,6 +7,7 @@ data runs no code when it is read, and a renamed class does not break it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias, TypeVar, Union, cast
 
 from torch import Tensor
@@ -51,6 +52,18 @@ def from_plain(like: T, plain: Plain) -> T:
             or number of dimensions.
     """
     return cast("T", _from_plain(like, plain, "state"))
+
+
+def tensors_of(state: Any) -> Iterator[Tensor]:
+    """Yield every tensor of a state, in the order of its fields."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (tuple, list)):
+        for item in state:
+            yield from tensors_of(item)
+    elif isinstance(state, dict):
+        for item in state.values():
+            yield from tensors_of(item)
 
 
 def _to_plain(value: Any, path: str, loose: bool = False) -> Plain:

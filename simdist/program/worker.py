@@ -43,6 +43,10 @@ class WorkerOps(ABC):
         """Return values that all workers hold alike without leading worker axes: the inverse of :meth:`alike`."""
 
     @abstractmethod
+    def own_bytes(self, x: Tensor) -> int:
+        """Return the bytes of this worker's own part of ``x``: of one worker's, for a cohort."""
+
+    @abstractmethod
     def gradients(self, loss: Loss, params: Params, batch: Callable[[int], Any]) -> Gradients:
         """Return the gradients of ``loss(params, batch(w))`` with respect to every tensor of ``params``."""
 
@@ -97,10 +101,13 @@ class Worker:
         """
         return replace(self, mesh=self.mesh.alone(), count=1, ops=self.ops.alone())
 
-    async def compute(self, flops: float, what: str = "") -> None:
-        """Be busy for ``flops`` operations of simulated compute."""
-        if flops > 0:
-            await ask(Compute(float(flops), what))
+    async def compute(self, flops: float, what: str = "", *, memory_bytes: float = 0.0) -> None:
+        """Be busy for ``flops`` operations of simulated compute that read and write ``memory_bytes`` of memory.
+
+        The worker's label says for what: the clock lets a unit's ``forward`` and ``backward`` overlap with its traffic.
+        """
+        if flops > 0 or memory_bytes > 0:
+            await ask(Compute(float(flops), float(memory_bytes), what, self.mesh.workers.label))
 
     async def sleep(self, seconds: float) -> None:
         """Be idle for simulated seconds."""

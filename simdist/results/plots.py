@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -10,10 +11,11 @@ from matplotlib.figure import Figure
 from simdist.results.plots_bytes import bytes_by_purpose
 from simdist.results.plots_diagnostics import drift_vs_steps, drifts, has_nu, nu_vs_steps
 from simdist.results.plots_loss import loss_vs_bytes, loss_vs_steps, loss_vs_time
-from simdist.results.plots_network import computing_vs_bandwidth, time_vs_bandwidth
-from simdist.results.plots_points import Target, Timings, loss_kind, smoothing_window
+from simdist.results.plots_network import time_split, time_vs_bandwidth, utilisation_vs_bandwidth
+from simdist.results.plots_points import Target, Timings, computing_share, loss_kind, smoothing_window
 from simdist.results.plots_style import save
 from simdist.results.tables import Run, rate_label
+from simdist.results.utilisation_table import UtilisationTable
 
 __all__ = ["Drawn", "draw_all", "save"]
 
@@ -39,15 +41,20 @@ class Drawn:
     reason: str = ""
 
 
-def draw_all(runs: Sequence[Run], timed: Timings, target: Target) -> list[Drawn]:
-    """Draw every figure that these runs (already few enough for one picture) have the data for."""
+def draw_all(runs: Sequence[Run], timed: Timings, target: Target, used: UtilisationTable | None = None) -> list[Drawn]:
+    """Draw every figure that these runs (already few enough for one picture) have the data for.
+
+    Args:
+        used: utilisation over bandwidth; None: taken from the re-timings.
+    """
     return [
         _loss_vs_steps(runs),
         _loss_vs_bytes(runs),
         _loss_vs_time(runs, timed),
         _time_vs_bandwidth(runs, timed, target),
         _bytes(runs),
-        _computing(runs, timed),
+        _split(runs),
+        _computing(runs, timed, used or UtilisationTable([], {})),
         _nu(runs),
         _drift(runs),
     ]
@@ -122,12 +129,28 @@ def _bytes(runs: Sequence[Run]) -> Drawn:
     return Drawn("bytes_by_purpose", title, caption, bytes_by_purpose(runs))
 
 
-def _computing(runs: Sequence[Run], timed: Timings) -> Drawn:
-    title = "Share of time spent computing"
-    if reason := _no_bandwidths(timed):
-        return Drawn("computing_vs_bandwidth", title, "", None, reason)
+def _split(runs: Sequence[Run]) -> Drawn:
+    title = "Where the time of a step goes"
+    if not all(run.steps["simulated_seconds"][-1] > 0 for run in runs):
+        return Drawn("time_split", title, "", None, "no simulated time passed in some run")
+    caption = "Mean over steps and workers, each run under its own network."
+    if unknown := [run.label for run in runs if math.isnan(run.mean_seconds("hidden_comm_seconds"))]:
+        caption += f" What is hidden was not measured for {', '.join(unknown)}."
+    return Drawn("time_split", title, caption, time_split(runs))
+
+
+def _computing(runs: Sequence[Run], timed: Timings, used: UtilisationTable) -> Drawn:
+    title = "Compute utilisation: share of time spent computing"
+    curves: dict[str, Mapping[float, float]] = {row.label: row.curve for row in used.rows}
     caption = "The rest is communication that computing does not hide."
-    return Drawn("computing_vs_bandwidth", title, caption, computing_vs_bandwidth(runs, timed))
+    if curves:
+        caption += " Each run under its own network but for the bandwidth; the table says what is needed for how much."
+    else:
+        if reason := _no_bandwidths(timed):
+            return Drawn("computing_vs_bandwidth", title, "", None, reason)
+        for label, table in timed.steps.items():
+            curves[label] = {rate: computing_share(steps) for rate, steps in table.items()}
+    return Drawn("computing_vs_bandwidth", title, caption, utilisation_vs_bandwidth(runs, curves))
 
 
 def _nu(runs: Sequence[Run]) -> Drawn:

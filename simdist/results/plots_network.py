@@ -1,16 +1,19 @@
-"""What bandwidth does: time to the target loss, who wins where, and the share of time spent computing."""
+"""What bandwidth does: time to the target loss, who wins where, and how much of the time goes to computing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from simdist.results.plots_points import Region, Target, Timings, computing_share, crossovers, fastest
+from simdist.results.plots_points import Region, Target, Timings, crossovers, fastest
 from simdist.results.plots_style import (
+    BAR_STYLES,
     GREY,
     bandwidth_axis,
     legend_above,
@@ -89,18 +92,75 @@ def _fits(text: str, width: float) -> bool:
 
 
 @with_style
-def computing_vs_bandwidth(runs: Sequence[Run], timed: Timings) -> Figure:
-    """Draw the share of simulated time that goes to computing over bandwidth; the rest waits for the network."""
+def utilisation_vs_bandwidth(runs: Sequence[Run], curves: Mapping[str, Mapping[float, float]]) -> Figure:
+    """Draw the share of simulated time that goes to computing over bandwidth; the rest waits for the network.
+
+    Args:
+        runs: that are compared; they settle who looks how.
+        curves: label to bandwidth in bit/s, ascending, to share.
+    """
     styles = line_styles([run.label for run in runs])
     figure, [axes] = new_figure(3.7)
-    labels = [run.label for run in runs if run.label in timed.steps]
-    for label in labels:
-        table = timed.steps[label]
-        shares = [computing_share(steps) for steps in table.values()]
-        axes.plot(list(table), shares, label=label, clip_on=False, **styles[label].keywords())
-    bandwidth_axis(axes, [rate for label in labels for rate in timed.steps[label]])
+    shown = {label: _where_it_changes(curve) for label, curve in curves.items()}
+    for label, curve in shown.items():
+        marks: Any = _evenly(list(curve), 10)
+        look: Any = {"label": label, "clip_on": False, "markevery": marks, **styles[label].keywords()}
+        axes.plot(list(curve), list(curve.values()), **look)
+    bandwidth_axis(axes, [rate for curve in shown.values() for rate in curve])
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set_ylabel("Share of time computing")
-    legend_above(figure, {label: styles[label] for label in labels})
+    legend_above(figure, {label: styles[label] for label in shown})
+    return figure
+
+
+def _evenly(rates: Sequence[float], count: int) -> list[int]:
+    """Return the places of about so many rates that lie evenly on a log axis."""
+    logs = np.log(rates)
+    return sorted({int(np.abs(logs - at).argmin()) for at in np.linspace(logs[0], logs[-1], count)})
+
+
+def _where_it_changes(curve: Mapping[float, float]) -> dict[float, float]:
+    """Return a curve without the flat ends that go on for decades: one point of each is kept."""
+    rates, shares = list(curve), list(curve.values())
+    span = max(shares) - min(shares)
+    moved = [at for at in range(1, len(rates)) if abs(shares[at] - shares[at - 1]) > 0.005 * span]
+    if len(rates) <= 12 or not moved:
+        return dict(curve)
+    return {rate: curve[rate] for rate in rates[moved[0] - 1 : moved[-1] + 1]}
+
+
+@with_style
+def time_split(runs: Sequence[Run]) -> Figure:
+    """Draw a bar per run: where the simulated seconds of an average step go, under the run's own network."""
+    figure, [axes] = new_figure(1.5 + 0.42 * len(runs))
+    busy, exposed, hidden = (
+        np.nan_to_num(np.array([run.mean_seconds(name) for run in runs]))
+        for name in ("compute_seconds", "exposed_comm_seconds", "hidden_comm_seconds")
+    )
+    longest = float((busy + exposed).max())
+    scale, unit = next(((s, u) for s, u in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")) if longest >= s), (1e-9, "ns"))
+    parts = {
+        "computing": busy - hidden,
+        "computing, traffic hidden": hidden,
+        "exposed traffic": exposed,
+    }
+    places, ends = np.arange(len(runs)), np.zeros(len(runs))
+    for (title, values), (color, hatch) in zip(parts.items(), BAR_STYLES, strict=False):
+        axes.barh(
+            places, values / scale, left=ends, height=0.62, label=title, facecolor=color, hatch=hatch,
+            edgecolor="#222222", linewidth=0.7,
+        )  # fmt: skip
+        ends += values / scale
+    for place, end in zip(places, ends, strict=True):
+        axes.annotate(
+            f"{end:.3g} {unit}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
+        )
+    axes.set_yticks(places, [run.label for run in runs])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, ends.max() * 1.16)
+    axes.set_xlabel(f"Simulated time per step ({unit})")
+    figure.legend(loc="outside upper center", ncols=3, handlelength=2.2, handleheight=1.1)
     return figure

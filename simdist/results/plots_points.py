@@ -139,7 +139,7 @@ class Timings:
     Attributes:
         steps: label -> bandwidth in bit/s -> columns; a run whose network has no single bandwidth has no entry.
         common: bandwidths that every run was timed at, ascending.
-        conditions: the shared network and compute settings, or None where the runs have none in common.
+        conditions: the shared settings of all that decides seconds, or None where the runs have none in common.
     """
 
     steps: Mapping[str, Mapping[float, Steps]]
@@ -193,7 +193,7 @@ def all_but_bandwidth(conditions: Mapping[str, Any]) -> str:
     """Return a text that is equal for conditions that differ in nothing but bandwidth."""
     # A paced run follows the same simulated clock, so its mode is no difference; 1 and 1.0 are one number.
     network = {key: value for key, value in conditions["network"].items() if key not in ("bandwidth", "mode")}
-    return json.dumps(_as_floats({"network": network, "compute": conditions["compute"]}), sort_keys=True, default=str)
+    return json.dumps(_as_floats({**conditions, "network": network}), sort_keys=True, default=str)
 
 
 def _as_floats(value: Any) -> Any:

@@ -64,9 +64,19 @@ def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     table.add_row("train loss", loss("final_train_loss"))
     table.add_row("validation loss", loss("final_val_loss"))
     table.add_row("simulated time", format_time(summary["simulated_seconds"]))
+    table.add_row("per step", _split(summary))
     table.add_row("wall time", format_time(summary["wall_seconds"]))
     table.add_row("sent, all workers", format_size(summary["sent_bytes_total"]))
     table.add_row("sent, per worker and step", format_size(summary["sent_bytes_per_worker_per_step"]))
     table.add_row("parameters sha256", str(summary["params_sha256"])[:16])
     table.add_row("ledger sha256", str(summary["ledger_sha256"])[:16])
     Console().print(table)
+
+
+def _split(summary: Mapping[str, Any]) -> str:
+    """Return how an average step's simulated seconds are spent."""
+    busy, exposed, hidden = (summary[f"{kind}_seconds_per_step"] for kind in ("compute", "exposed_comm", "hidden_comm"))
+    if busy is None or exposed is None:
+        return "not measured"
+    beneath = "" if hidden is None else f" ({format_time(hidden)} with traffic hidden beneath)"
+    return f"computing {format_time(busy)}{beneath}, exposed traffic {format_time(exposed)}"

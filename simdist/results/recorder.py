@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ STEPS = pa.schema(
         ("simulated_seconds", pa.float64()),
         ("compute_seconds", pa.float64()),
         ("exposed_comm_seconds", pa.float64()),
+        ("hidden_comm_seconds", pa.float64()),
         ("sent_bytes_total", pa.int64()),
         ("sent_bytes_per_worker", pa.float64()),
         ("wall_seconds", pa.float64()),
@@ -53,6 +55,8 @@ LEDGER = pa.schema(
         ("end_seconds", pa.float64()),
     ]
 )
+#: columns that say how a step's time is spent: the first two add up to it, the third is part of the first
+SPLIT = ("compute_seconds", "exposed_comm_seconds", "hidden_comm_seconds")
 #: packages whose versions a result may depend on
 PACKAGES = ("simdist", "torch", "numpy", "ray", "pyarrow", "networkx", "pydantic")
 
@@ -102,15 +106,24 @@ def write_steps(path: Path, rows: list[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=STEPS), path)
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Read ``steps.parquet`` back as rows."""
-    rows: list[dict[str, Any]] = pq.read_table(path, schema=STEPS).to_pylist()
-    return rows
-
-
 def write_ledger(path: Path, ledger: Ledger) -> None:
     """Write ``ledger.parquet``."""
     pq.write_table(pa.table(ledger.columns(), schema=LEDGER), path)
+
+
+def mean_times(columns: Mapping[str, Sequence[float | None]]) -> dict[str, float | None]:
+    """Return how a step's seconds are spent, on average over the columns of ``steps.parquet``, for ``summary.json``.
+
+    None where a column was not measured in every step.
+    """
+    return {f"{name}_per_step": _mean(columns[name]) for name in SPLIT}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    if not values or len(measured) < len(values):
+        return None
+    return math.fsum(measured) / len(measured)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ from simdist.results.plots_points import (
     timings,
 )
 from simdist.results.tables import Run, bandwidth_of, find_runs, rate_label, settings_that_differ, unfinished
+from simdist.results.utilisation_table import UtilisationTable
 from simdist.units import format_rate, parse_rate
 
+#: the columns of a step's time in the table: what is hidden is part of the computing
+SPLIT = ("compute_seconds", "hidden_comm_seconds", "exposed_comm_seconds")
 _OURS = '<meta name="generator" content="simdist report">'
 
 
@@ -61,27 +65,45 @@ def compare(paths: Sequence[Path], target: float | None = None) -> Comparison:
 
 
 def report(paths: Sequence[Path], out: Path | None = None, target: float | None = None) -> Path:
-    """Write ``figures/`` and ``report.html`` and return the page's path.
+    """Compare the runs at or below the paths and write the page; see :func:`folder_for` for where.
 
-    They go to ``out``; without it to the path itself if there is one, else to the nearest common parent. ``target``
-    overrides the loss that runs are timed to.
+    Args:
+        target: the loss that runs are timed to, in place of the chosen one.
 
     Raises:
         InputError: for paths without runs, or where the page would replace a file that is not ours.
     """
-    comparison = compare(paths, target)
-    folder = _folder_for(paths, out)
-    figures = draw_all(comparison.shown, comparison.timed, comparison.target)
+    return write_report(compare(paths, target), folder_for(paths, out))
+
+
+def write_report(comparison: Comparison, folder: Path, used: UtilisationTable | None = None) -> Path:
+    """Write ``figures/`` and ``report.html`` into a folder and return the page's path.
+
+    Args:
+        used: which bandwidth the shown runs need; None: the page does not say.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    used = used or UtilisationTable([], {})
+    figures = draw_all(comparison.shown, comparison.timed, comparison.target, used)
     page = folder / "report.html"
     try:
+        if used.rows:
+            used.write_csv(folder / "figures" / "utilisation.csv")
         images = {drawn.name: _embedded(drawn, folder / "figures") for drawn in figures if drawn.figure is not None}
-        page.write_text(_render(comparison, figures, images, folder), encoding="utf-8")
+        page.write_text(_render(comparison, used, figures, images, folder), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write the report to {folder}: {error}; choose another folder with --out") from error
     return page
 
 
-def _folder_for(paths: Sequence[Path], out: Path | None) -> Path:
+def folder_for(paths: Sequence[Path], out: Path | None) -> Path:
+    """Return where the report goes: ``out``, else the path itself if there is one, else the nearest common parent.
+
+    Raises:
+        InputError: when that is no folder of the runs, or the page would replace a file that is not ours.
+    """
     folder = out or (paths[0] if len(paths) == 1 else Path(os.path.commonpath([path.resolve() for path in paths])))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; expected a folder for the report: write another one after --out")
@@ -100,7 +122,13 @@ def _embedded(drawn: Drawn, folder: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode("ascii")
 
 
-def _render(comparison: Comparison, figures: Sequence[Drawn], images: Mapping[str, str], folder: Path) -> str:
+def _render(
+    comparison: Comparison,
+    used: UtilisationTable,
+    figures: Sequence[Drawn],
+    images: Mapping[str, str],
+    folder: Path,
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -121,6 +149,7 @@ def _render(comparison: Comparison, figures: Sequence[Drawn], images: Mapping[st
         target=comparison.target,
         conditions=_flat_text(comparison.timed.conditions or {}),
         winners=winners(comparison),
+        used=used,
         crossovers=[
             f"{below} below, {above} above {rate_label(rate)}"
             for rate, below, above in crossovers(comparison.timed.seconds_to(comparison.target))
@@ -142,6 +171,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     seconds = timed.seconds_to(target)
     header = ["run", "learning rate", "final training loss", "final validation loss", "sent per worker and step",
               "sent in total"]  # fmt: skip
+    header += ["computing per step, own network", "hidden traffic", "exposed traffic"]
     header += [f"simulated time at {rate_label(rate)}" for rate in rates] or ["simulated time, own network"]
     header += [f"time to {target.loss:.4g} at {rate_label(rate)}" for rate in rates]
     header += [f"sent per worker to {target.loss:.4g}"]
@@ -156,6 +186,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             _size(run.summary.get("sent_bytes_per_worker_per_step")),
             _size(run.summary.get("sent_bytes_total")),
         ]
+        row += [_time(mean) for mean in (run.mean_seconds(name) for name in SPLIT)]
         own = run.steps["simulated_seconds"][-1]
         row += [_time(here[rate]["simulated_seconds"][-1]) if here else "–" for rate in rates] or [_time(own)]
         missed = "never" if here and run.label not in seconds else "–"
@@ -245,4 +276,6 @@ def _size(value: Any) -> str:
 
 
 def _time(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "–"
     return f"{seconds:,.0f} s" if seconds >= 1000 else f"{seconds:.3g} s"

@@ -35,10 +35,13 @@ STEP_COLUMNS = (
     "simulated_seconds",
     "compute_seconds",
     "exposed_comm_seconds",
+    "hidden_comm_seconds",
     "sent_bytes_total",
     "sent_bytes_per_worker",
     "wall_seconds",
 )
+#: what runs of earlier versions lack; it reads as not measured
+LATER_COLUMNS = ("hidden_comm_seconds",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Retiming:
     Attributes:
         path: the folder ``RUN/retimed/<label>``.
         bandwidth: of its network, in bit/s.
-        conditions: its resolved network and compute settings.
+        conditions: its resolved settings of all that decides seconds.
         steps: the run's columns with the new times.
     """
 
@@ -80,8 +83,8 @@ class Run:
 
     @property
     def conditions(self) -> Mapping[str, Any]:
-        """The network and compute settings that the run itself was timed under."""
-        return {key: self.scenario.get(key) or {} for key in ("network", "compute")}
+        """The settings that the run itself was timed under: see :func:`conditions_of`."""
+        return conditions_of(self.scenario)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -95,6 +98,10 @@ class Run:
         path = self.path / "diagnostics.parquet"
         table = _read_table(path) if path.exists() else pyarrow.table({})
         return {name: _column(table, name) for name in table.column_names if _is_number(table.schema.field(name).type)}
+
+    def mean_seconds(self, column: str) -> float:
+        """Return the mean of a column of seconds over the steps; NaN where it was not measured."""
+        return float(np.mean(self.steps[column]))
 
     def ledger(self, columns: Sequence[str] | None = None) -> Any:
         """Read ``ledger.parquet`` (now, not earlier) as a pyarrow table, all columns or the named ones."""
@@ -155,13 +162,19 @@ def read_run(folder: Path) -> Run:
 
 def _read_retiming(folder: Path) -> Retiming:
     saved = _read_yaml(folder / "network.yaml")
-    conditions = {key: saved.get(key) or {} for key in ("network", "compute")}
+    conditions = conditions_of(saved)
     bandwidth = bandwidth_of(conditions)
     if bandwidth is None:
         raise InputError(
             f"{folder / 'network.yaml'} has no network.bandwidth; delete that folder and run `simdist retime` again"
         )
     return Retiming(folder, bandwidth, conditions, _read_steps(folder / "steps.parquet"))
+
+
+def conditions_of(scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of a resolved scenario that decide seconds; runs of earlier versions overlapped nothing."""
+    sections = {key: scenario.get(key) or {} for key in ("network", "compute")}
+    return {**sections, "overlap": scenario.get("overlap") or {"policy": "none"}}
 
 
 def bandwidth_of(conditions: Mapping[str, Any]) -> float | None:
@@ -228,17 +241,24 @@ def _read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
         # One file, not a dataset: folder names such as ``lr=0.1`` must not turn into partition columns.
         with pyarrow.parquet.ParquetFile(path) as file:
             if missing := set(columns or ()) - set(file.schema_arrow.names):
-                raise _damaged(path, f"it lacks the columns {', '.join(sorted(missing))}")
+                raise _damaged(path, _lacks(missing))
             return file.read(columns=None if columns is None else list(columns))
     except (OSError, pyarrow.ArrowException) as error:
         raise _damaged(path, error) from error
 
 
 def _read_steps(path: Path) -> dict[str, Column]:
-    table = _read_table(path, STEP_COLUMNS)
+    table = _read_table(path)
+    if missing := set(STEP_COLUMNS) - set(LATER_COLUMNS) - set(table.column_names):
+        raise _damaged(path, _lacks(missing))
     if table.num_rows == 0:
         raise _damaged(path, "it has no steps")
-    return {name: _column(table, name) for name in STEP_COLUMNS}
+    unmeasured = np.full(table.num_rows, np.nan)
+    return {name: _column(table, name) if name in table.column_names else unmeasured for name in STEP_COLUMNS}
+
+
+def _lacks(columns: set[str]) -> str:
+    return f"it lacks the columns {', '.join(sorted(columns))}"
 
 
 def _column(table: Any, name: str) -> Column:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -50,11 +51,14 @@ class EveryStepProgram(LockstepProgram):
     async def step(self, worker: Worker, state: WorkerState, step: int) -> tuple[WorkerState, Report]:
         job, layout = self.job, self.layout
         local = layout.unstack(state.params)
+        # what a pass over a unit moves at least: forward reads its weights, backward reads them and writes gradients
+        width = state.params[0].element_size()
 
         full: dict[str, Tensor] = {}
         for unit in layout.units:
             full |= await layout.gather(unit, local, worker.labelled("param_gather", unit.name, "params"))
-            await worker.compute(unit.forward_flops, "forward")
+            forward = worker.labelled("forward", unit.name)
+            await forward.compute(unit.forward_flops, "forward", memory_bytes=unit.numel * width)
 
         gradients = worker.ops.gradients(job.task.loss, full, lambda w: job.task.batch(w, step))
         del full
@@ -66,10 +70,11 @@ class EveryStepProgram(LockstepProgram):
         reduced: dict[str, Tensor] = {}
         memories: Memories = {}
         for unit in reversed(layout.units):
-            if unit.regather:
+            for again in layout.before_backward(unit):
                 # the same bits as in forward, which the gradients above already used; here it costs its bytes
-                await layout.gather(unit, local, worker.labelled("param_gather", unit.name, "params"))
-            await worker.compute(unit.backward_flops, "backward")
+                await layout.gather(again, local, worker.labelled("param_gather", again.name, "params"))
+            backward = worker.labelled("backward", unit.name)
+            await backward.compute(unit.backward_flops, "backward", memory_bytes=2 * unit.numel * width)
             for buffer in unit.buffers:
                 on_wire = worker.labelled("grad_reduce", unit.name, "grads")
                 values, kept = await self.reduction.reduce(buffer, packed.pop(buffer), state.memories, on_wire, step)
@@ -84,6 +89,7 @@ class EveryStepProgram(LockstepProgram):
             )
         ]
         results = await together(*updates)
+        await self.touch(worker, results)
         state = WorkerState([x for x, _ in results], [rule for _, rule in results], memories)
         if measuring.measures:
             await self.reduction.audit(memories, measuring)
@@ -93,6 +99,15 @@ class EveryStepProgram(LockstepProgram):
             "lr": job.lr(job.rule, step),
         }
         return state, report
+
+    async def touch(self, worker: Worker, results: Sequence[tuple[Tensor, Any]]) -> None:
+        """Book the memory that an update moves at least: gradients read; parameters and states read and written."""
+        params = sum(worker.ops.own_bytes(x) for x, _ in results)
+        states = sum(
+            a.rule.state_bytes(state, worker) for a, (_, state) in zip(self.layout.assignments, results, strict=True)
+        )
+        updating = worker.labelled("optimizer", "states")
+        await updating.compute(0.0, "memory", memory_bytes=3 * params + 2 * states)
 
     async def validate(self, worker: Worker, state: WorkerState) -> Tensor:
         """Return the validation loss; what travels for it is a measurement and costs nothing."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from simdist.communication.ledger import COLUMNS, Ledger
+from simdist.communication.ledger import COLUMNS, Ledger, one_plan
 from simdist.communication.plans import Direct, Plan, Ring
 from simdist.communication.plans.plan import OPS
 from simdist.communication.trace import CollectiveOp, ComputeOp, SendOp, SleepOp, StepOps
@@ -19,7 +19,8 @@ TIMINGS = [(0.0, 1.0), (1.0, 2.0), (1.5, 2.5)]
 
 
 def ledger(plan: Plan | None = None) -> Ledger:
-    return Ledger(MeshShape(2, 4), plan or Ring())
+    mesh = MeshShape(2, 4)
+    return Ledger(mesh, one_plan(mesh, plan or Ring()))
 
 
 def booked(step: StepOps, times: list[tuple[float, float]], number: int = 1) -> Ledger:
@@ -48,8 +49,8 @@ def test_a_row_per_collective_with_the_columns_of_the_contract() -> None:
 @pytest.mark.parametrize("size", [0, 7, 1000])
 def test_sent_bytes_are_the_plans_over_all_groups(plan: Plan, op: str, axis: str, size: int) -> None:
     book = ledger(plan)
-    entry = book.entry(CollectiveOp(op, axis, "optimizer", "w", "fp32", size, root=1))
     members = {"replicas": 2, "shards": 4, "workers": 8}[axis]
+    entry = book.entry(CollectiveOp(op, axis, "optimizer", "w", "fp32", size, root=1), [plan] * (8 // members))
     sent = plan.sent(op, size, members, 1)
     assert entry.sent_bytes_total == sum(sent) * entry.groups
     assert entry.groups * entry.group_size == 8

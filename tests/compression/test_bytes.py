@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.communication.ledger import Ledger
-from simdist.communication.plans import collectives_plan
+from simdist.communication.ledger import Ledger, one_plan
+from simdist.communication.plans import Ring
 from simdist.communication.trace import CollectiveOp
 from simdist.compression import EF21, Compression, DeMo, ErrorFeedback, Link, MajorityVote, PowerSGD
 from simdist.execution.inline import inline_worker
@@ -34,11 +34,12 @@ def booked(method: Compression, mesh: MeshShape) -> dict[tuple[str, str], int]:
     fed = feed(
         method, mesh, random_gradient(), "stacked", steps=2, dtype=torch.float32, wiring=Wiring.from_names(names)
     )
-    ledger, found = Ledger(mesh, collectives_plan("ring")), {}
+    ledger, found = Ledger(mesh, one_plan(mesh, Ring())), {}
     for op in fed.collectives:
         if op.purpose != "diagnostic":
             key = (op.axis, op.tensor.split(":")[0])
-            found[key] = found.get(key, 0) + ledger.entry(op).sent_bytes_total
+            groups = mesh.workers // mesh.size(op.axis)
+            found[key] = found.get(key, 0) + ledger.entry(op, [Ring()] * groups).sent_bytes_total
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from simdist.codecs import codec_named
-from simdist.communication.plans import plans
+from simdist.communication.plans import Ring
 from simdist.communication.semantics import pairwise_sum
 from simdist.communication.trace import CollectiveOp
 from simdist.execution.coding import Coder, Members
@@ -74,7 +74,7 @@ def sent(codec: str, request: Any) -> float:
     else:
         cut = coder.slices(request.tensor, 0)
         size = sum(part.numel() * part.element_size() for part in coder.encode(cut, Members([0]), slices=1))
-    return sum(plans.get("ring")().sent(op.op, op.payload_bytes, 8)[0] for op in coder.ops(size))
+    return sum(Ring().sent(op.op, op.payload_bytes, 8)[0] for op in coder.ops(size))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from simdist.assembly import build_engine, build_job, build_plan, build_task
+from simdist.assembly import build_engine, build_job, build_pricer, build_task
 from simdist.communication.ledger import Ledger
 from simdist.communication.trace import CollectiveOp
 from simdist.execution.lockstep import StepOutcome
@@ -46,7 +46,7 @@ def scenario(optimizer: str, mesh: tuple[int, int], engine: dict[str, Any], **ex
 def train(chosen: Scenario) -> tuple[dict[str, Tensor], list[StepOutcome], str]:
     """Return the final parameters, what the steps did, and the ledger's hash."""
     job = build_job(chosen, build_task(chosen))
-    ledger = Ledger(chosen.mesh.shape, build_plan(chosen))
+    ledger = Ledger(chosen.mesh.shape, build_pricer(chosen).plans)
     with build_engine(chosen, job) as engine:
         outcomes = list(engine.steps(1, chosen.steps))
         params = engine.parameters()

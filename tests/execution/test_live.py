@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.assembly import build_hosts, build_job, build_plan, build_task, build_timeline
+from simdist.assembly import build_hosts, build_job, build_pricer, build_task, build_timeline
 from simdist.communication.ledger import Ledger
 from simdist.communication.semantics import pairwise_sum
 from simdist.errors import DeadlockError, ProgramError
@@ -247,7 +247,7 @@ class Played:
 
 def play(chosen: Scenario, hold: Callable[[float], None] | None = None) -> Played:
     timeline = build_timeline(chosen)
-    found = Played(Ledger(chosen.mesh.shape, build_plan(chosen)), timeline.events)
+    found = Played(Ledger(chosen.mesh.shape, build_pricer(chosen).plans), timeline.events)
 
     def tell(booked: Any, noted: Any) -> None:
         found.booked += booked

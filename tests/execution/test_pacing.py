@@ -10,6 +10,7 @@ import pytest
 from simdist.communication.plans import Ring
 from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOps
 from simdist.execution.clock import LockstepClock
+from simdist.execution.compute_model import ComputeModel
 from simdist.execution.pacing import Pacer
 from simdist.execution.pricing import StepPricer
 from simdist.network import Star
@@ -50,7 +51,7 @@ class FakeTime:
 
 
 def pricer(speeds: tuple[float, ...] = (1e10, 1e10)) -> StepPricer:
-    return StepPricer(Star(bandwidth=1e8, latency=1e-3).network(2), (1, 2), Ring(), speeds)
+    return StepPricer(Star(bandwidth=1e8, latency=1e-3).network(2), (1, 2), Ring(), ComputeModel.of_speeds(speeds))
 
 
 def simulated(steps: list[StepOps], speeds: tuple[float, ...] = (1e10, 1e10)) -> float:

@@ -13,6 +13,7 @@ import pytest
 from simdist.communication.plans import Direct, Plan, Ring
 from simdist.communication.trace import CollectiveOp, ComputeOp, ReceiveOp, SendOp, SleepOp, WaveOps
 from simdist.errors import DeadlockError, ProgramError
+from simdist.execution.compute_model import ComputeModel
 from simdist.execution.events import DIAGNOSTIC, Groups
 from simdist.execution.timeline import Place, Timeline, Woken
 from simdist.network import Star
@@ -24,7 +25,7 @@ MS = 1e-3
 def timeline(mesh: tuple[int, int], plan: Plan | None = None, speeds: list[float] | None = None) -> Timeline:
     count = mesh[0] * mesh[1]
     network = Star(bandwidth=8e6, latency=1e-3).network(count)
-    return Timeline(network, mesh, plan or Ring(), speeds or [1.0] * count)
+    return Timeline(network, mesh, plan or Ring(), ComputeModel.of_speeds(speeds or [1.0] * count))
 
 
 def reduce(size: int = 1000, tensor: str = "w", axis: str = "shards", op: str = "all_reduce") -> CollectiveOp:
@@ -296,7 +297,13 @@ def test_a_deadlock_names_every_waiting_worker_and_what_it_waits_for() -> None:
 
 
 def test_workers_may_start_late() -> None:
-    clock = Timeline(Star(bandwidth=8e6, latency=1e-3).network(2), (1, 2), Ring(), [1.0, 1.0], start=[0.5, 0.25])
+    clock = Timeline(
+        Star(bandwidth=8e6, latency=1e-3).network(2),
+        (1, 2),
+        Ring(),
+        ComputeModel.of_speeds([1.0, 1.0]),
+        start=[0.5, 0.25],
+    )
     woken = run(clock, {0: [(reduce(),)], 1: [(SleepOp(0.0),), (reduce(),)]})
     assert times(woken) == [(1, 0.25), (0, 0.505), (1, 0.505)]
 

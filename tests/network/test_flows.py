@@ -1,35 +1,19 @@
-"""Max-min fair sharing: cases done by hand, and the laws that define it."""
+"""Max-min sharing and flows in time: cases done by hand, and every way to compute them against exact arithmetic."""
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from simdist.network import FlowSimulator, Route, Sharing, Star, drain, max_min_rates
-from simdist.network.flows import Floats
-
-CAPACITIES = st.lists(st.floats(1.0, 1e4), min_size=1, max_size=6)
-
-
-@st.composite
-def networks(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], Floats]:
-    capacities = draw(CAPACITIES)
-    route = st.lists(st.integers(0, len(capacities) - 1), min_size=1, max_size=len(capacities), unique=True)
-    return [tuple(links) for links in draw(st.lists(route, min_size=1, max_size=8))], np.array(capacities)
-
-
-def simulate(sharing: Sharing, routes: list[Route], sizes: list[int]) -> list[float]:
-    """Arrival times by the event-driven simulator, all flows starting at zero."""
-    flows = FlowSimulator(sharing)
-    for flow_id, (route, size) in enumerate(zip(routes, sizes, strict=True)):
-        flows.start(flow_id, route, size, 0.0)
-    arrivals = {}
-    while (now := flows.next_time()) is not None:
-        for flow_id in flows.advance(now):
-            arrivals[flow_id] = now
-    return [arrivals[flow_id] for flow_id in range(len(routes))]
+from simdist.errors import RunError
+from simdist.network import FlowSimulator, Network, Route, Sharing, Star, drain, max_min_rates
+from simdist.network.sharing import Floats
+from simdist.network.variation import Outage, Outages
+from tests.network.flow_cases import Case, cases, exact_arrivals, exact_rates, simulate, variations
 
 
 def test_one_flow_has_the_narrowest_link_of_its_route() -> None:
@@ -49,44 +33,6 @@ def test_the_classical_three_links() -> None:
 def test_a_flow_over_no_link_is_not_limited() -> None:
     assert max_min_rates([(), (0,)], np.array([3.0])).tolist() == [np.inf, 3.0]
     assert max_min_rates([], np.array([3.0])).tolist() == []
-
-
-@settings(deadline=None)
-@given(networks())
-def test_no_link_is_over_its_capacity_and_every_flow_has_a_bottleneck(
-    network: tuple[list[tuple[int, ...]], Floats],
-) -> None:
-    """Bertsekas & Gallager: rates are max-min fair iff each flow crosses a full link on which none is faster."""
-    routes, capacities = network
-    rates = max_min_rates(routes, capacities)
-    on_link = [[flow for flow, links in enumerate(routes) if link in links] for link in range(len(capacities))]
-    load = np.array([rates[flows].sum() for flows in on_link])
-    assert (load <= capacities * (1 + 1e-12)).all()
-    for flow, links in enumerate(routes):
-        assert any(
-            load[link] >= capacities[link] * (1 - 1e-9) and rates[flow] >= rates[on_link[link]].max() * (1 - 1e-9)
-            for link in links
-        )
-
-
-@settings(deadline=None)
-@given(networks(), st.floats(1e-3, 1e6))
-def test_rates_scale_with_the_capacities(network: tuple[list[tuple[int, ...]], Floats], factor: float) -> None:
-    routes, capacities = network
-    np.testing.assert_allclose(
-        max_min_rates(routes, capacities * factor), max_min_rates(routes, capacities) * factor, rtol=1e-9
-    )
-
-
-@settings(deadline=None)
-@given(networks(), networks())
-def test_disjoint_networks_superpose(
-    one: tuple[list[tuple[int, ...]], Floats], other: tuple[list[tuple[int, ...]], Floats]
-) -> None:
-    shifted = [tuple(link + len(one[1]) for link in links) for links in other[0]]
-    both = max_min_rates(one[0] + shifted, np.concatenate([one[1], other[1]]))
-    alone = np.concatenate([max_min_rates(*one), max_min_rates(*other)])
-    np.testing.assert_allclose(both, alone, rtol=1e-9)
 
 
 def test_a_flow_arrives_latency_after_its_last_byte() -> None:
@@ -112,66 +58,67 @@ def test_a_latecomer_takes_its_share_from_then_on() -> None:
     assert flows.next_time() is None
 
 
+def test_the_watcher_sees_what_is_in_use_on_each_link() -> None:
+    """The same two flows: one, then both, then one, then none; the idle link stays at zero."""
+    seen: list[tuple[float, list[float]]] = []
+    flows = FlowSimulator(Sharing(np.array([8000.0, 1.0])), watch=lambda time, used: seen.append((time, used.tolist())))
+    flows.start(0, Route((0,), 0.0), 1000, 0.0)
+    flows.advance(0.5)
+    flows.start(1, Route((0,), 0.0), 250, 0.5)
+    flows.advance(2.0)
+    assert seen == [(0.0, [8000.0, 0.0]), (0.5, [8000.0, 0.0]), (1.0, [8000.0, 0.0]), (1.25, [0.0, 0.0])]
+
+
 def test_empty_messages_and_messages_at_home_take_latency_only() -> None:
-    assert simulate(Sharing(np.array([1.0])), [Route((0,), 0.5), Route((), 0.0)], [0, 10**9]) == [0.5, 0.0]
+    sharing = Sharing(np.array([1.0]))
+    assert simulate(sharing, [Route((0,), 0.5), Route((), 0.0)], [0, 10**9]) == [0.5, 0.0]
+    assert drain(sharing, [Route((0,), 0.5), Route((), 0.0)], [0, 10**9]).tolist() == [0.5, 0.0]
+    assert drain(sharing, [], []).tolist() == []
 
 
-@settings(deadline=None)
-@given(networks(), st.data())
-def test_draining_at_once_equals_the_event_driven_simulator(
-    network: tuple[list[tuple[int, ...]], Floats], data: st.DataObject
-) -> None:
-    routes = [Route(links, data.draw(st.floats(0, 2))) for links in network[0]]
-    sizes = data.draw(st.lists(st.integers(0, 10**6), min_size=len(routes), max_size=len(routes)))
-    sharing = Sharing(network[1])
-    np.testing.assert_allclose(simulate(sharing, routes, sizes), drain(sharing, routes, sizes), rtol=1e-11)
+@given(cases())
+def test_rates_are_those_of_exact_arithmetic(case: Case) -> None:
+    capacities = [Fraction(capacity) for capacity in case.capacities.tolist()]
+    exact = [float(rate) for rate in exact_rates(case.links, capacities)]
+    np.testing.assert_allclose(max_min_rates(case.links, case.capacities), exact, rtol=1e-12)
 
 
-@settings(deadline=None)
-@given(networks(), st.data())
-def test_every_byte_that_starts_crosses_within_what_the_links_can_carry(
-    network: tuple[list[tuple[int, ...]], Floats], data: st.DataObject
-) -> None:
-    routes = [Route(links, 0.0) for links in network[0]]
-    sizes = data.draw(st.lists(st.integers(1, 10**6), min_size=len(routes), max_size=len(routes)))
-    ends = drain(Sharing(network[1]), routes, sizes)
-    for link, capacity in enumerate(network[1]):
-        crossing = [flow for flow, route in enumerate(routes) if link in route.links]
-        if crossing:
-            bits = 8 * sum(sizes[flow] for flow in crossing)
-            assert max(ends[flow] for flow in crossing) >= bits / capacity * (1 - 1e-9)
+@given(cases())
+def test_times_are_those_of_exact_arithmetic(case: Case) -> None:
+    sharing = Sharing(case.capacities)
+    exact = exact_arrivals(case)
+    np.testing.assert_allclose(drain(sharing, case.routes, case.sizes), exact, rtol=1e-12)
+    np.testing.assert_allclose(simulate(sharing, case.routes, case.sizes), exact, rtol=1e-12)
 
 
-@settings(deadline=None)
-@given(
-    st.integers(2, 7),
-    st.lists(st.integers(1, 10**6), min_size=7, max_size=7),
-    st.floats(1e3, 1e9),
-    st.floats(1.0, 100.0),
-)
-def test_more_bandwidth_never_slows_a_round_of_the_ring(
-    members: int, sizes: list[int], bandwidth: float, factor: float
-) -> None:
-    def ends(rate: float) -> Floats:
-        network = Star(bandwidth=rate).network(members)
-        routes = [network.route(i, (i + 1) % members) for i in range(members)]
-        return drain(network.sharing, routes, sizes[:members])
-
-    assert (ends(bandwidth * factor) <= ends(bandwidth) * (1 + 1e-12)).all()
+@given(cases(), st.floats(0, 1000), st.data())
+def test_draining_at_once_equals_the_event_driven_simulator(case: Case, start: float, data: st.DataObject) -> None:
+    sharing = Sharing(case.capacities, data.draw(variations(case.capacities.size)))
+    at_once = drain(sharing, case.routes, case.sizes, start)
+    np.testing.assert_allclose(simulate(sharing, case.routes, case.sizes, start), at_once, rtol=1e-11)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.data())
-def test_permuting_the_workers_of_a_star_changes_nothing(data: st.DataObject) -> None:
-    pairs = st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(1, 10**5)).filter(lambda f: f[0] != f[1])
-    flows = data.draw(st.lists(pairs, min_size=1, max_size=8))
-    order = data.draw(st.permutations(range(5)))
-    assume(list(order) != list(range(5)))
-    network = Star(bandwidth=1e6).network(5)
-    sizes = [size for *_, size in flows]
-    one = drain(network.sharing, [network.route(a, b) for a, b, _ in flows], sizes)
-    other = drain(network.sharing, [network.route(order[a], order[b]) for a, b, _ in flows], sizes)
-    np.testing.assert_allclose(one, other, rtol=1e-12)
+def ring(network: Network, hop: int = 1) -> list[Route]:
+    workers = network.workers
+    return [network.route(worker, (worker + hop) % workers) for worker in range(workers)]
+
+
+@pytest.mark.parametrize("sizes", [[1000] * 256, [1000] * 100 + [1001] * 156], ids=["equal", "unequal"])
+@pytest.mark.parametrize("crowded", [False, True], ids=["disjoint", "crowded"])
+def test_symmetric_rounds_are_timed_as_the_full_simulator_does(sizes: list[int], crowded: bool) -> None:
+    """A round of a large ring takes the shortcuts of :func:`drain`, alone and with a second ring that shares links."""
+    network = Star(bandwidth=1e9).network(256)
+    routes = ring(network) + (ring(network, 3) if crowded else [])
+    sizes = sizes * (2 if crowded else 1)
+    full = simulate(network.sharing, routes, sizes)
+    np.testing.assert_allclose(drain(network.sharing, routes, sizes), full, rtol=1e-12)
+
+
+def test_a_thousand_workers_end_their_round_in_one_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alike flows are priced without events, however many they are."""
+    network = Star(bandwidth=1e9, latency=0).network(1024)
+    monkeypatch.setattr("simdist.network.flows._drain_by_events", None)
+    assert set(drain(network.sharing, ring(network) + ring(network, 5), [125] * 2048).tolist()) == {2e-6}
 
 
 def test_rates_are_remembered_but_not_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,3 +131,25 @@ def test_rates_are_remembered_but_not_without_limit(monkeypatch: pytest.MonkeyPa
     again = sharing.rates(((0,),))
     assert again is not first
     assert again.tolist() == first.tolist()
+
+
+def test_what_is_remembered_holds_until_the_capacity_changes() -> None:
+    sharing = Sharing(np.array([6.0]), Outages([Outage(start=1, duration=1)], ["cable"]))
+    assert [sharing.rates(((0,),), now).tolist() for now in (0.0, 1.0, 2.0, 1.5, 0.5)] == [[6], [0], [6], [0], [6]]
+    assert [sharing.next_change(now) for now in (0.0, 0.5, 1.0, 2.0)] == [1.0, 1.0, 2.0, np.inf]
+    assert sharing.varies
+
+
+DEAD: Floats = np.array([8.0, 0.0])
+
+
+def test_a_link_that_never_comes_up_again_is_reported_and_not_waited_for() -> None:
+    routes = [Route((0,), 0.0), Route((0, 1), 0.0)]
+    message = "link 'cable' is down from 0 simulated seconds on and never comes up again"
+    sharing = Sharing(DEAD, names=("radio", "cable"))
+    with pytest.raises(RunError, match=message):
+        drain(sharing, routes, [1, 1])
+    with pytest.raises(RunError, match=message):
+        simulate(sharing, routes, [1, 1])
+    with pytest.raises(RunError, match="link 1 is down from 1 simulated"):
+        drain(Sharing(DEAD, Outages([Outage(start=0, duration=1)], ["0", "1"])), routes, [1, 1])

@@ -1,180 +1,165 @@
-"""Hosts, links and routes of each topology, and what is refused."""
+"""Laws that hold for every topology, for those that came through a file, and for a user's own."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import networkx as nx
 import pytest
-from pydantic import ValidationError
 
+from simdist.choosing import plain
 from simdist.errors import InputError
-from simdist.network import FromFile, Network, Star, TwoLevel, topologies
+from simdist.network import FromFile, Topology, topologies
+from simdist.registry import summary_of
+from simdist.yaml_text import dump, parse
+from tests.network.catalogue import SAMPLES, Sample, crossed, each_sample
 
 
-def names(network: Network, source: int, target: int) -> list[tuple[str, str]]:
-    return [network.links[link] for link in network.route(source, target).links]
+def test_the_catalogue_has_every_topology() -> None:
+    assert {sample.topology.topology for sample in SAMPLES.values()} == set(topologies.names())
 
 
-def test_the_registry_knows_each_topology_by_its_own_name() -> None:
-    assert set(topologies.names()) == {"star", "two-level", "file"}
+def test_every_topology_is_registered_by_its_own_name_and_says_what_it_is_in_a_line() -> None:
+    lines = [summary_of(kind) for _, kind in topologies.items()]
+    assert len(set(lines)) == len(lines)
+    assert all(line.endswith(".") for line in lines)
     for name, kind in topologies.items():
         assert kind.model_fields["topology"].default == name
 
 
-def test_star_joins_every_worker_to_the_switch_by_its_own_links() -> None:
-    network = Star(bandwidth="100Mbit/s", latency="1ms").network(3)
-    assert set(network.capacities.tolist()) == {1e8}
-    assert len(network.links) == 6
-    assert names(network, 0, 2) == [("worker0", "switch"), ("switch", "worker2")]
-    assert network.route(0, 2).latency == 2e-3
+@each_sample
+def test_graphs_are_deterministic(sample: Sample) -> None:
+    one, other = (sample.topology.graph(sample.workers) for _ in range(2))
+    assert list(one.nodes()) == list(other.nodes())
+    assert list(one.edges(data=True)) == list(other.edges(data=True))
 
 
-def test_two_level_shares_the_island_s_uplink() -> None:
-    topology = TwoLevel(island_size=2, bandwidth=1e8, latency=1e-3, island_bandwidth=1e11, island_latency=1e-6)
-    network = topology.network(4)
-    assert names(network, 0, 1) == [("worker0", "island0"), ("island0", "worker1")]
-    assert names(network, 1, 2) == [
-        ("worker1", "island0"),
-        ("island0", "core"),
-        ("core", "island1"),
-        ("island1", "worker2"),
-    ]
-    assert network.route(1, 2).latency == pytest.approx(2e-3 + 2e-6, rel=1e-12)
-    capacity = dict(zip(network.links, network.capacities.tolist(), strict=True))
-    assert capacity["island0", "core"] == 1e8
-    assert capacity["worker0", "island0"] == 1e11
+@each_sample
+def test_settings_survive_a_saved_scenario(sample: Sample) -> None:
+    saved = parse(dump(plain(sample.topology, [])), "a test")
+    assert type(sample.topology).model_validate(saved) == sample.topology
 
 
-def test_two_level_refuses_islands_that_do_not_divide_the_workers() -> None:
-    with pytest.raises(InputError, match=r"island_size 4 for 6 workers; .* such as 3"):
-        TwoLevel(island_size=4).network(6)
+@each_sample
+def test_every_worker_has_a_host_and_every_host_one_cluster(sample: Sample) -> None:
+    topology, network = sample.topology, sample.network
+    count = topology.hosts_needed(sample.workers)
+    hosts = topology.hosts(count)
+    assert len(network.hosts) == len(network.islands) == sample.workers
+    assert set(network.hosts) <= set(hosts) <= set(topology.graph(count))
+    assert sorted(host for cluster in topology.clusters(count) for host in cluster) == sorted(hosts)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"bandwidth": 0}, {"bandwidth": "100MB/s"}, {"latency": -1}, {"latency": float("nan")}, {"mode": "real"}],
-)
-def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=next(iter(wrong))):
-        Star(**wrong)
+@each_sample
+def test_hosts_are_joined_and_no_link_leads_back_to_where_it_starts(sample: Sample) -> None:
+    graph = sample.topology.graph(sample.topology.hosts_needed(sample.workers))
+    assert nx.is_strongly_connected(graph)
+    assert nx.number_of_selfloops(graph) == 0
 
 
-def test_routes_take_the_least_latency_then_the_fewest_hops_then_the_first_node() -> None:
-    graph: nx.DiGraph[str] = nx.DiGraph()
-    link = {"bandwidth": 1.0, "latency": 1.0}
-    graph.add_nodes_from(["a", "b", "x", "y", "z"])
-    for one, other in [("a", "y"), ("y", "b"), ("a", "x"), ("x", "b")]:
-        graph.add_edge(one, other, **link)
-    graph.add_edge("a", "b", bandwidth=1.0, latency=3.0)
-    graph.add_edge("b", "a", bandwidth=1.0, latency=0.0)
-    network = Network(graph, ("a", "b"))
-    assert names(network, 0, 1) == [("a", "x"), ("x", "b")]
-    graph.edges["a", "b"]["latency"] = 2.0
-    assert names(Network(graph, ("a", "b")), 0, 1) == [("a", "b")]
+@each_sample
+def test_workers_of_an_island_are_no_farther_from_each_other_than_from_others(sample: Sample) -> None:
+    network = sample.network
+    pairs = [(a, b) for a in range(sample.workers) for b in range(sample.workers) if a != b]
+    near = [network.route(a, b).latency for a, b in pairs if network.islands[a] == network.islands[b]]
+    far = [network.route(a, b).latency for a, b in pairs if network.islands[a] != network.islands[b]]
+    assert not near or not far or max(near) <= min(far)
 
 
-def test_routes_pass_through_other_hosts_where_there_is_no_other_way() -> None:
-    graph: nx.DiGraph[str] = nx.DiGraph()
-    for one, other in [("worker0", "worker1"), ("worker1", "worker2")]:
-        for edge in [(one, other), (other, one)]:
-            graph.add_edge(*edge, bandwidth=1.0, latency=1.0)
-    network = Network(graph, ("worker0", "worker1", "worker2"))
-    assert network.route(0, 2).latency == 2.0
-    assert len(network.route(2, 0).links) == 2
+@each_sample
+def test_directions_are_alike_where_links_are(sample: Sample) -> None:
+    graph = sample.topology.graph(sample.topology.hosts_needed(sample.workers))
+    assert sample.symmetric == all(
+        graph.edges[one, other] == graph.edges.get((other, one)) for one, other in graph.edges
+    )
 
 
-def test_two_workers_on_one_host_need_no_link() -> None:
-    graph = Star().graph(2)
-    network = Network(graph, ("worker0", "worker0", "worker1"))
-    assert network.route(0, 1) == ((), 0.0)
-    assert network.workers == 3
+def to_json(graph: nx.DiGraph[str], hosts: tuple[str, ...], path: Path) -> Path:
+    nodes = [{"id": node} | ({"worker": hosts.index(node)} if node in hosts else {}) for node in graph]
+    edges = [{"source": one, "target": other, **data} for one, other, data in graph.edges(data=True)]
+    path.write_text(json.dumps({"directed": True, "nodes": nodes, "edges": edges}))
+    return path
 
 
-def write(path: Path, graph: dict[str, Any]) -> FromFile:
-    path.write_text(json.dumps(graph))
-    return FromFile(path=str(path))
-
-
-def edge(source: str, target: str, **data: Any) -> dict[str, Any]:
-    return {"source": source, "target": target, "bandwidth": "1Gbit/s", "latency": "5ms"} | data
-
-
-NODES = [{"id": "worker0"}, {"id": "worker1"}, {"id": "hub"}]
-EDGES = [edge("worker0", "hub"), edge("hub", "worker1", bandwidth=2e9, latency=0.001)]
-
-
-@pytest.mark.parametrize("key", ["edges", "links"])
-def test_json_files_give_links_in_both_directions(tmp_path: Path, key: str) -> None:
-    network = write(tmp_path / "net.json", {"nodes": NODES, key: EDGES}).network(2)
-    assert network.route(0, 1).latency == network.route(1, 0).latency == 0.006
-    assert sorted(network.capacities.tolist()) == [1e9, 1e9, 2e9, 2e9]
-
-
-def test_directed_files_keep_their_directions(tmp_path: Path) -> None:
-    back = [edge("worker1", "worker0", latency=0.5)]
-    network = write(tmp_path / "net.json", {"directed": True, "nodes": NODES, "edges": EDGES + back}).network(2)
-    assert network.route(1, 0).latency == 0.5
-    assert network.route(0, 1).latency == 0.006
-
-
-def test_graphml_files_are_read(tmp_path: Path) -> None:
-    graph: nx.Graph[str] = nx.Graph()
-    graph.add_edge("worker0", "worker1", bandwidth="10Gbit/s", latency="1ms")
-    path = tmp_path / "net.graphml"
+def to_graphml(graph: nx.DiGraph[str], hosts: tuple[str, ...], path: Path) -> Path:
+    graph = graph.copy()
+    nx.set_node_attributes(graph, {host: place for place, host in enumerate(hosts)}, "worker")
+    for _, data in graph.nodes(data=True):
+        data.pop("cluster", None)  # GraphML has no null
     nx.write_graphml_xml(graph, path)
-    network = FromFile(path=str(path)).network(2)
-    assert network.capacities.tolist() == [1e10, 1e10]
-    assert network.route(0, 1).latency == 1e-3
+    return path
 
 
-def test_nodes_can_say_which_workers_they_hold(tmp_path: Path) -> None:
-    nodes = [{"id": "north", "worker": "0,2"}, {"id": "south", "worker": 1}]
-    topology = write(tmp_path / "net.json", {"nodes": nodes, "edges": [edge("north", "south")]})
-    assert topology.hosts(3) == ("north", "south", "north")
-    assert topology.network(3).route(0, 2).links == ()
+def to_yaml(graph: nx.DiGraph[str], hosts: tuple[str, ...], path: Path) -> Path:
+    switches = [node for node in graph if node not in hosts]
+    links = [{"from": one, "to": other, **data} for one, other, data in graph.edges(data=True)]
+    path.write_text(dump({"directed": True, "hosts": list(hosts), "switches": switches, "links": links}))
+    return path
 
 
-def test_bandwidth_and_latency_of_the_scenario_limit_every_link_of_the_file(tmp_path: Path) -> None:
-    write(tmp_path / "net.json", {"nodes": NODES, "edges": EDGES})
-    network = FromFile(path=str(tmp_path / "net.json"), bandwidth=1.5e9, latency=0.004).network(2)
-    assert sorted(network.capacities.tolist()) == [1e9, 1e9, 1.5e9, 1.5e9]
-    assert network.route(0, 1).latency == pytest.approx(0.009)
+def ends(link: str) -> str:
+    """The name of a link; of one that both directions share, whichever came first in the graph."""
+    return "<->".join(sorted(link.split("<->")))
 
 
-@pytest.mark.parametrize(
-    ("graph", "message"),
-    [
-        ({"nodes": NODES, "edges": EDGES[:1]}, "disconnected network: host 'worker0' cannot reach host 'worker1'"),
-        ({"directed": True, "nodes": NODES, "edges": EDGES}, "host 'worker1' cannot reach host 'worker0'"),
-        ({"nodes": NODES[:1], "edges": []}, "without the host 'worker1' of worker 1"),
-        ({"nodes": NODES, "edges": [{"source": "worker0", "target": "hub", "latency": 0}]}, "no bandwidth on edge"),
-        ({"nodes": NODES, "edges": [edge("worker0", "hub", bandwidth=0)]}, "got bandwidth 0 on edge 'worker0' - 'hub'"),
-        ({"nodes": NODES, "edges": [edge("worker0", "hub", bandwidth="10MB/s")]}, "counts bytes"),
-        ({"nodes": NODES, "edges": [{"source": "worker0", "target": "hub", "bandwidth": 1}]}, "no latency on edge"),
-        ({"nodes": NODES, "edges": [edge("worker0", "hub", latency=-1)]}, "got latency -1"),
-        ({"nodes": NODES, "edges": [edge("worker0", "hub", latency="soon")]}, "latency on edge .*'soon'"),
-        ({"nodes": NODES, "edges": [edge("worker0", "moon")]}, "edge to 'moon'"),
-        ({"nodes": NODES, "edges": EDGES + EDGES}, "parallel edges"),
-        ({"nodes": [{"id": "a", "worker": 0}, {"id": "b", "worker": 0}], "edges": []}, "worker 0 on two nodes"),
-        ({"nodes": [{"id": "a", "worker": "one"}], "edges": []}, "worker='one'"),
-        ({"vertices": []}, "not node-link JSON"),
-        ([], "not node-link JSON"),
-    ],
-)
-def test_bad_files_are_refused_with_the_reason(tmp_path: Path, graph: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        write(tmp_path / "net.json", graph).network(2)
+@pytest.mark.parametrize(("write", "ending"), [(to_json, "json"), (to_graphml, "graphml"), (to_yaml, "yaml")])
+@each_sample
+def test_a_network_that_went_through_a_file_has_the_same_routes_and_rates(
+    sample: Sample, write: Callable[..., Path], ending: str, tmp_path: Path
+) -> None:
+    topology = sample.topology
+    count = topology.hosts_needed(sample.workers)
+    path = write(topology.graph(count), topology.hosts(count), tmp_path / f"net.{ending}")
+    kept = topology.model_dump(include={"routing", "duplex", "workers_per_host"})
+    read, network = FromFile(path=str(path), **kept).network(sample.workers), sample.network
+    assert read.hosts == network.hosts
+    for other in range(1, sample.workers):
+        for pair in ((0, other), (other, 0)):
+            route, again = network.route(*pair), read.route(*pair)
+            assert again.latency == route.latency
+            assert [ends(link) for link in crossed(read, *pair)] == [ends(link) for link in crossed(network, *pair)]
+            assert read.capacities[list(again.links)].tolist() == network.capacities[list(route.links)].tolist()
 
 
-def test_files_that_are_missing_or_of_another_kind_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        FromFile(path=str(tmp_path / "none.json")).network(2)
-    (tmp_path / "net.dot").write_text("graph {}")
-    with pytest.raises(InputError, match=r"ends in \.graphml or \.json"):
-        FromFile(path=str(tmp_path / "net.dot")).network(2)
-    (tmp_path / "net.graphml").write_text("no xml")
-    with pytest.raises(InputError, match="not GraphML"):
-        FromFile(path=str(tmp_path / "net.graphml")).network(2)
+class Custom(Topology):
+    """As users wrote them when there were workers only."""
+
+    topology: str = "custom"
+    hosts_given: tuple[str, ...] = ("left", "right")
+
+    def graph(self, workers: int) -> nx.DiGraph[str]:
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        graph.add_edge("left", "right", bandwidth=self.bandwidth, latency=self.latency)
+        graph.add_edge("right", "left", bandwidth=self.bandwidth, latency=self.latency)
+        return graph
+
+    def hosts(self, workers: int) -> tuple[str, ...]:
+        return tuple(self.hosts_given[worker % 2] for worker in range(workers))
+
+
+def test_a_user_s_own_topology_says_where_workers_sit() -> None:
+    network = Custom().network(4)
+    assert network.hosts == ("left", "right", "left", "right")
+    assert crossed(network, 0, 1) == ["left->right"]
+    assert network.route(0, 2).links == ()
+    assert network.islands == (0, 1, 0, 1)
+
+
+def test_a_user_s_own_topology_must_give_the_hosts_asked_for() -> None:
+    class Short(Custom):
+        def hosts(self, workers: int) -> tuple[str, ...]:
+            return ("left",)
+
+    with pytest.raises(InputError, match=r"got 1 hosts from hosts\(3\) of topology 'custom'; expected 3"):
+        Short().network(3)
+
+
+def test_a_user_s_own_clusters_must_have_all_hosts() -> None:
+    class Apart(Custom):
+        def clusters(self, count: int) -> tuple[tuple[str, ...], ...]:
+            return (("left",),)
+
+    with pytest.raises(InputError, match=r"clusters\(2\) of topology 'custom' without the host 'right'"):
+        Apart().network(2)

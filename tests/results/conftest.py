@@ -39,6 +39,7 @@ def steps_table(
             "simulated_seconds": step * (flop_seconds + waiting),
             "compute_seconds": np.full(steps, flop_seconds),
             "exposed_comm_seconds": np.full(steps, waiting),
+            "hidden_comm_seconds": np.full(steps, flop_seconds / 4),
             "sent_bytes_total": (step * sent * 8).astype(np.int64),
             "sent_bytes_per_worker": np.full(steps, int(sent)),
             "wall_seconds": step * 0.01,

@@ -11,6 +11,7 @@ from simdist.results.plots import Drawn, draw_all, save
 from simdist.results.plots_points import choose_target, timings
 from simdist.results.plots_style import BAR_STYLES, LINE_STYLES
 from simdist.results.tables import find_runs
+from simdist.results.utilisation_table import Utilisation, UtilisationTable
 
 RATES = (1e7, 1e8, 1e9, 1e10)
 
@@ -32,7 +33,7 @@ def lines(axes, labels=("AdamW", "Dion")) -> list:
 
 
 def test_every_figure_is_drawn_when_the_data_is_there(figures) -> None:
-    assert len(figures) == 8
+    assert len(figures) == 9
     assert [name for name, drawn in figures.items() if drawn.figure is None] == []
 
 
@@ -44,6 +45,7 @@ def test_every_figure_is_drawn_when_the_data_is_there(figures) -> None:
         ("time_vs_bandwidth", "Bandwidth per link (log)", "Simulated seconds to validation loss"),
         ("computing_vs_bandwidth", "Bandwidth per link (log)", "Share of time computing"),
         ("bytes_by_purpose", "Sent per worker and step (MB)", ""),
+        ("time_split", "Simulated time per step (ms)", ""),
     ],
 )
 def test_axes_say_what_they_show_in_which_unit(figures, name: str, x: str, y: str) -> None:
@@ -89,6 +91,33 @@ def test_bars_stack_to_the_bytes_of_a_step(figures) -> None:
     assert [text.get_text() for text in axes.get_yticklabels()] == ["AdamW", "Dion"]
     assert sum(bars[0].get_width() for bars in axes.containers) == pytest.approx(4.0)
     assert len({bars[0].get_hatch() for bars in axes.containers}) == 4
+
+
+def test_bars_stack_to_the_time_of_a_step(figures) -> None:
+    axes = figures["time_split"].figure.axes[0]
+    parts = {bars.get_label(): [bar.get_width() for bar in bars] for bars in axes.containers}
+    # 10 and 20 ms of computing, a quarter of it over traffic; 32 and 3.2 Mbit over 100 Mbit/s
+    assert parts["computing"] == pytest.approx([7.5, 15.0])
+    assert parts["computing, traffic hidden"] == pytest.approx([2.5, 5.0])
+    assert parts["exposed traffic"] == pytest.approx([320.0, 32.0])
+    assert [text.get_text() for text in axes.texts] == ["330 ms", "52 ms"]
+    assert len({bars[0].get_hatch() for bars in axes.containers}) == 3
+
+
+def test_priced_utilisation_replaces_that_of_the_retimings(write_run, tmp_path: Path) -> None:
+    write_run("a", optimizer="adamw")
+    write_run("b", optimizer="dion")
+    runs = find_runs([tmp_path])
+    curve = {10.0 ** (half / 2): 1 / (1 + 10 ** (8 - half / 2)) for half in range(6, 31)}
+    used = UtilisationTable([Utilisation("Dion", {0.5: 1e8}, curve)], {"AdamW": "no reason"})
+    [drawn] = [
+        d for d in draw_all(runs, timings(runs), choose_target(runs), used) if d.name == "computing_vs_bandwidth"
+    ]
+    [line] = lines(drawn.figure.axes[0])
+    assert line.get_label() == "Dion"
+    assert {float(x): float(y) for x, y in line.get_xydata()}.items() <= curve.items()
+    left, right = drawn.figure.axes[0].get_xlim()
+    assert 1e5 < left < 1e8 < right < 1e12  # where nothing changes any more is not shown
 
 
 def test_styles_differ_without_colour() -> None:

@@ -95,6 +95,13 @@ def test_only_retimings_that_differ_in_bandwidth_alone_are_compared(write_run, t
     assert timed.conditions["network"]["latency"] == 0.001
 
 
+def test_retimings_under_another_overlap_are_not_mixed_in(write_run) -> None:
+    run = write_run(bandwidth=1e8, retimed=(1e7, 1e9))
+    with (run / "retimed" / "bandwidth=1e+09" / "network.yaml").open("a") as file:
+        file.write("overlap: {policy: fsdp}\n")
+    assert timings(find_runs([run])).common == (1e7, 1e8)
+
+
 def test_panels_are_the_lowest_middle_and_highest_common_bandwidths(write_run) -> None:
     rates = (1e7, 3e7, 1e8, 3e8, 1e9)
     assert timings(find_runs([write_run(bandwidth=1e8, retimed=rates)])).panels() == (1e7, 1e8, 1e9)

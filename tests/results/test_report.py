@@ -23,7 +23,7 @@ def test_page_embeds_every_figure_and_loads_nothing(write_run, tmp_path: Path) -
     page = report([tmp_path / "sweep"])
     text = page.read_text()
     assert page == tmp_path / "sweep" / "report.html"
-    assert text.count('src="data:image/svg+xml;base64,') == 7
+    assert text.count('src="data:image/svg+xml;base64,') == 8
     assert "http" not in text
     assert {path.suffix for path in (page.parent / "figures").iterdir()} == {".png", ".svg"}
     for words in ("Dion", "validation loss", "may not claim", "--over network.bandwidth=10Mbit/s,1Gbit/s"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from simdist.errors import InputError
+from simdist.results.report import report
 from simdist.results.tables import find_runs, unfinished
 
 
@@ -16,6 +18,18 @@ def test_a_run_reads_back_with_nan_where_validation_was_not_measured(write_run) 
     assert np.flatnonzero(np.isfinite(run.steps["val_loss"])).tolist() == [9, 19]
     assert [one.bandwidth for one in run.retimed] == [1e7, 1e9]
     assert run.retimed[0].steps["simulated_seconds"][-1] == pytest.approx(20 * (0.01 + 8e6 / 1e7))
+
+
+def test_a_run_of_an_earlier_version_has_no_hidden_seconds(write_run) -> None:
+    folder = write_run()
+    file = folder / "steps.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(file).drop_columns(["hidden_comm_seconds"]), file)
+    [run] = find_runs([folder])
+    assert np.isnan(run.steps["hidden_comm_seconds"]).all()
+    assert run.mean_seconds("compute_seconds") == pytest.approx(0.01)
+    assert run.conditions["overlap"] == {"policy": "none"}
+    text = report([folder]).read_text()
+    assert "What is hidden was not measured for AdamW" in text
 
 
 def test_sweep_folder_is_searched_at_any_depth_and_each_run_counts_once(write_run, tmp_path: Path) -> None:

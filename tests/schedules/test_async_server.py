@@ -18,7 +18,7 @@ from torch import Tensor
 
 from simdist.assembly import build_hosts, build_job, build_task, build_timeline
 from simdist.cli import app
-from simdist.communication.ledger import Ledger
+from simdist.communication.ledger import Ledger, one_plan
 from simdist.communication.plans import Ring
 from simdist.execution.live import LiveRun
 from simdist.running import run
@@ -120,7 +120,7 @@ def trained(chosen: Scenario) -> tuple[dict[str, Tensor], list[tuple[int, int]]]
 
     job = build_job(chosen, build_task(chosen))
     with build_hosts(chosen, job) as hosts:
-        live = LiveRun(hosts, build_timeline(chosen), Ledger(chosen.mesh.shape, Ring()))
+        live = LiveRun(hosts, build_timeline(chosen), Ledger(chosen.mesh.shape, one_plan(chosen.mesh.shape, Ring())))
         live.run(range(chosen.workers), tell)
     assert live._parcels == {}
     assert live.params is not None
@@ -173,7 +173,9 @@ def test_more_bandwidth_is_never_slower_among_equals(workers: int) -> None:
         chosen = scenario(workers, 12, network={"bandwidth": bandwidth, "latency": 0})
         timeline = build_timeline(chosen)
         with build_hosts(chosen, build_job(chosen, build_task(chosen))) as hosts:
-            LiveRun(hosts, timeline, Ledger(chosen.mesh.shape, Ring())).run(range(workers), lambda *_: None)
+            LiveRun(hosts, timeline, Ledger(chosen.mesh.shape, one_plan(chosen.mesh.shape, Ring()))).run(
+                range(workers), lambda *_: None
+            )
         ends.append(timeline.now)
     assert ends == sorted(ends, reverse=True)
     # no network left: rounds of one second in which every training worker makes an update, and the last pushes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simdist.assembly import build_engine, build_hosts, build_job, build_task, build_timeline
-from simdist.communication.ledger import Ledger
+from simdist.communication.ledger import Ledger, one_plan
 from simdist.communication.plans import Ring
 from simdist.execution.live import LiveRun
 from simdist.scenario import Scenario
@@ -50,7 +50,9 @@ def trained(chosen: Scenario) -> tuple[dict[str, Tensor], list[float | None], li
     if chosen.schedule.name == "async_server":
         rows: list[dict[str, Any]] = []
         with build_hosts(chosen, job) as hosts:
-            live = LiveRun(hosts, build_timeline(chosen), Ledger(chosen.mesh.shape, Ring()))
+            live = LiveRun(
+                hosts, build_timeline(chosen), Ledger(chosen.mesh.shape, one_plan(chosen.mesh.shape, Ring()))
+            )
             live.run(range(chosen.workers), lambda _, noted: rows.extend(note.row for note in noted))
         assert live.params is not None
         reports = [row for row in rows if "train_loss" in row]

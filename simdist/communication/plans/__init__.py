@@ -1,16 +1,90 @@
-"""Collective plans by name; importing this package registers them all."""
+"""Plans and profiles by name; importing this package registers them all. A new one: a file, and a line here."""
 
+from inspect import isabstract
+
+from pydantic import ValidationError
+
+from simdist.communication.plans.auto import Auto
+from simdist.communication.plans.bidirectional_ring import BidirectionalRing
+from simdist.communication.plans.binomial_tree import BinomialTree
+from simdist.communication.plans.bruck import Bruck
 from simdist.communication.plans.direct import Direct
-from simdist.communication.plans.plan import Plan, Round, Rounds, chunk_sizes, plans
+from simdist.communication.plans.double_binary_tree import DoubleBinaryTree
+from simdist.communication.plans.gloo import Gloo
+from simdist.communication.plans.halving_doubling import HalvingDoubling
+from simdist.communication.plans.moves import Round, Rounds, chunk_sizes
+from simdist.communication.plans.mpi import Mpi
+from simdist.communication.plans.nccl import Nccl
+from simdist.communication.plans.pairwise import Pairwise
+from simdist.communication.plans.parameter_server import ParameterServer
+from simdist.communication.plans.plan import OPS, Collectives, GroupShape, Plan, collectives
+from simdist.communication.plans.recursive_doubling import RecursiveDoubling
 from simdist.communication.plans.ring import Ring
+from simdist.communication.plans.scatter_all_gather import ScatterAllGather
+from simdist.communication.plans.two_level import TwoLevel
+from simdist.errors import InputError
+from simdist.registry import called
+from simdist.settings import first_problem
 
-__all__ = ["Direct", "Plan", "Ring", "Round", "Rounds", "chunk_sizes", "collectives_plan", "plans"]
+__all__ = [
+    "OPS",
+    "Auto",
+    "BidirectionalRing",
+    "BinomialTree",
+    "Bruck",
+    "Collectives",
+    "Direct",
+    "DoubleBinaryTree",
+    "Gloo",
+    "GroupShape",
+    "HalvingDoubling",
+    "Mpi",
+    "Nccl",
+    "Pairwise",
+    "ParameterServer",
+    "Plan",
+    "RecursiveDoubling",
+    "Ring",
+    "Round",
+    "Rounds",
+    "ScatterAllGather",
+    "TwoLevel",
+    "chunk_sizes",
+    "collectives",
+    "collectives_named",
+    "collectives_plan",
+]
+
+
+def collectives_named(text: str) -> Collectives:
+    """Return the plan or profile that ``network.collectives`` names, with settings in parentheses if need be.
+
+    ``ring``, ``gloo``, ``double_binary_tree(chunk=1MiB)``, ``path/to/file.py:MyPlan``.
+
+    Raises:
+        InputError: for an unknown name or setting, or a path to something that is neither plan nor profile.
+    """
+    name, settings = called("collectives", text)
+    found = collectives.get(name)
+    if not (isinstance(found, type) and issubclass(found, Collectives)) or isabstract(found):
+        raise InputError(
+            f"got collectives {text!r}, which is {found!r}; expected a subclass of "
+            f"simdist.communication.plans.Plan or Collectives with all that they ask for"
+        )
+    try:
+        return found(**settings)
+    except ValidationError as error:
+        raise InputError(f"got collectives {text!r}: {first_problem(error, found)}") from None
 
 
 def collectives_plan(name: str) -> Plan:
-    """Return the plan that ``network.collectives`` names.
+    """Return the plan that ``network.collectives`` names, where one plan must do for all collectives.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: as :func:`collectives_named`, and for a profile.
     """
-    return plans.get(name)()
+    found = collectives_named(name)
+    if not isinstance(found, Plan):
+        known = [known for known, kind in collectives.items() if issubclass(kind, Plan)]
+        raise InputError(f"got collectives {name!r}, which is a profile; expected one of the plans {', '.join(known)}")
+    return found

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from simdist.communication.plans.plan import Move, Phase, Plan, check_op, chunk_sizes, plans
+from typing import ClassVar
+
+import numpy as np
+
+from simdist.communication.plans.moves import Moves, Phase, cuts
+from simdist.communication.plans.plan import Plan, check_op, collectives
 
 
-@plans.register("direct")
+@collectives.register("direct")
 class Direct(Plan):
-    """Point-to-point collectives: one round (two for an all-reduce), latency-optimal for short messages.
+    """Straight to whom it concerns: one round (two for an all-reduce), latency-optimal for short messages.
 
     Sent by member i, with c_j the size of chunk j (S/n if it divides):
 
@@ -22,36 +27,28 @@ class Direct(Plan):
     ============== ============================== ======
     """
 
-    name = "direct"
+    name: ClassVar[str] = "direct"
 
-    def phases(self, op: str, members: int, root: int) -> tuple[Phase, ...]:
+    def phases(self, op: str, payload_bytes: int, members: int, root: int) -> tuple[Phase, ...]:
         check_op(op)
-        n = members
-        pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
-        to_owner = tuple(Move(i, j, (j,)) for i, j in pairs)
-        to_all = tuple(Move(i, j, (i,)) for i, j in pairs)
-        from_root = tuple(Move(root, j, tuple(range(n))) for j in range(n) if j != root)
-        scatter = Phase("reduce", 1, lambda _: to_owner, alike=True)
-        gather = Phase("copy", 1, lambda _: to_all, alike=True)
-        by_op = {
-            "reduce_scatter": (scatter,),
-            "all_gather": (gather,),
-            "all_reduce": (scatter, gather),
-            "all_to_all": (Phase("exchange", 1, lambda _: to_owner, alike=True),),
-            "broadcast": (Phase("copy", 1, lambda _: from_root, alike=True),),
-        }
-        return by_op[op]
+        if op == "broadcast":
+            others = np.flatnonzero(np.arange(members) != root)
+            nothing = np.zeros_like(others)
+            return (Phase(1, lambda _: Moves(nothing + root, others, nothing, nothing + payload_bytes)),)
+        cut = cuts(payload_bytes, members)
+        source, target = np.nonzero(~np.eye(members, dtype=bool))
+        if op == "all_to_all":
+            buffer = source * payload_bytes
+            return (Phase(1, lambda _: Moves(source, target, buffer + cut[target], buffer + cut[target + 1])),)
+        scatter = Phase(1, lambda _: Moves(source, target, cut[target], cut[target + 1], adds=True))
+        gather = Phase(1, lambda _: Moves(source, target, cut[source], cut[source + 1]))
+        return {"reduce_scatter": (scatter,), "all_gather": (gather,), "all_reduce": (scatter, gather)}[op]
 
     def sent(self, op: str, payload_bytes: int, members: int, root: int = 0) -> tuple[int, ...]:
         check_op(op)
-        n, whole = members, payload_bytes
         if op == "broadcast":
-            return tuple((n - 1) * whole if i == root else 0 for i in range(n))
-        sizes = chunk_sizes(whole, n)
-        scatter = tuple(whole - size for size in sizes)
-        gather = tuple((n - 1) * size for size in sizes)
-        if op == "all_gather":
-            return gather
-        if op == "all_reduce":
-            return tuple(a + b for a, b in zip(scatter, gather, strict=True))
-        return scatter
+            return tuple((members - 1) * payload_bytes if i == root else 0 for i in range(members))
+        size = np.diff(cuts(payload_bytes, members))
+        scatter, gather = payload_bytes - size, (members - 1) * size
+        by_op = {"all_gather": gather, "all_reduce": scatter + gather}
+        return tuple(by_op.get(op, scatter).tolist())

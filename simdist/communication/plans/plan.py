@@ -1,8 +1,8 @@
 """Plans: who sends how many bytes to whom in which round of a collective. No values, no seconds.
 
-A payload S (see :mod:`simdist.communication.trace`) is cut into n chunks, one per member, whose sizes differ by at
-most one byte. A plan says which chunks move in which step; pricing those chunks gives rounds of bytes. Rounds are
-barriers within their group: a round starts when every transfer of the one before has arrived.
+A plan says which bytes of a payload S (see :mod:`simdist.communication.trace`) move in which step; pricing those moves
+gives rounds of messages. Rounds are barriers within their group: a round starts when every message of the one before
+has arrived. What ``network.collectives`` names is either one plan or a profile, which chooses a plan per collective.
 
 Source of the byte formulas: card 0 of the algorithm cards; Thakur, Rabenseifner & Gropp 2005.
 """
@@ -10,96 +10,102 @@ Source of the byte formulas: card 0 of the algorithm cards; Thakur, Rabenseifner
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
-from itertools import groupby
-from typing import ClassVar, NamedTuple, TypeAlias
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import ClassVar, NamedTuple
 
+from simdist.communication.plans.moves import Phase
+from simdist.communication.plans.moves import Round as Round
+from simdist.communication.plans.moves import Rounds as Rounds
 from simdist.registry import Registry
+from simdist.settings import Settings
 
 #: The collectives that every plan spells out.
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
 
-#: One round: (source member, target member, bytes) of each transfer, all starting together.
-Round: TypeAlias = "tuple[tuple[int, int, int], ...]"
-#: A schedule: each round with the number of times in a row that it is run.
-Rounds: TypeAlias = "tuple[tuple[Round, int], ...]"
 
-
-class Move(NamedTuple):
-    """Chunks that one member sends another within one step.
-
-    What chunk c means depends on the operation: member c's shard (all_gather), the sender's partial sum of what
-    member c will own (reduce_scatter), the sender's part for member c (all_to_all), the c-th piece of the root's
-    message (broadcast).
-    """
-
-    source: int
-    target: int
-    chunks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A run of steps with one pattern.
+class GroupShape(NamedTuple):
+    """What a choice of plan may depend on.
 
     Attributes:
-        kind: what the receiver does: ``reduce`` adds, ``copy`` keeps, ``exchange`` files by sender.
-        steps: number of steps.
-        moves: step number to the moves of that step.
-        alike: with equal chunks all steps move the same bytes, so one round stands for all.
+        members: size of the group.
+        islands: per member the number of its island, workers that are close to each other (all 0: flat).
     """
 
-    kind: str
-    steps: int
-    moves: Callable[[int], tuple[Move, ...]]
-    alike: bool
+    members: int
+    islands: tuple[int, ...]
+
+    @classmethod
+    def flat(cls, members: int) -> GroupShape:
+        """Return the shape of a group without islands."""
+        return cls(members, (0,) * members)
 
 
-def chunk_sizes(payload_bytes: int, members: int) -> tuple[int, ...]:
-    """Cut a payload into one chunk per member; the first ``payload_bytes % members`` are one byte longer.
+class Collectives(Settings, ABC):
+    """How groups carry out their collectives: one plan for all, or a profile. Fields are its settings.
 
-    >>> chunk_sizes(10, 4)
-    (3, 3, 2, 2)
+    Attributes:
+        name: what ``network.collectives`` calls it.
     """
-    whole, rest = divmod(payload_bytes, members)
-    return (whole + 1,) * rest + (whole,) * (members - rest)
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def choose(
+        self, op: str, payload_bytes: int, group: GroupShape, root: int, seconds: Callable[[Plan], float]
+    ) -> Plan:
+        """Return the plan for one collective; ``seconds`` prices a candidate on the network at hand."""
 
 
-class Plan(ABC):
+class Plan(Collectives):
     """How the members of a group carry out a collective. Plans have no state.
 
     Attributes:
         name: what the ledger's ``plan`` column says.
     """
 
-    name: ClassVar[str]
-
     @abstractmethod
-    def phases(self, op: str, members: int, root: int) -> tuple[Phase, ...]:
-        """Return which chunks move in which step, for two members or more; the payload's size plays no part."""
+    def phases(self, op: str, payload_bytes: int, members: int, root: int) -> tuple[Phase, ...]:
+        """Return which bytes move in which step, for two members or more."""
 
     @abstractmethod
     def sent(self, op: str, payload_bytes: int, members: int, root: int = 0) -> tuple[int, ...]:
         """Return the bytes that each member sends, in closed form."""
 
     def rounds(self, op: str, payload_bytes: int, members: int, root: int = 0) -> Rounds:
-        """Return the rounds of bytes, runs of identical rounds counted instead of repeated.
+        """Return the rounds of messages, runs of identical rounds counted instead of repeated.
 
-        A group of one needs no rounds. Transfers of zero bytes (payloads smaller than the group) stay in the
-        schedule: they are messages and cost latency.
+        A group of one needs no rounds. Messages of zero bytes (payloads smaller than the group) stay in the
+        schedule: they cost latency.
         """
-        # Unequal chunks on big groups make millions of transfers: too many to keep.
+        # Unequal chunks on big groups make millions of messages: too many to keep.
         spell = _rounds if members <= 64 else _rounds.__wrapped__
         return spell(self, op, payload_bytes, members, root)
+
+    def in_flight(self, op: str) -> int:
+        """Return how many segments of a round the library keeps under way (1: rounds are barriers).
+
+        With several, a round is cut into so many segments, and their latencies overlap.
+        """
+        return 1
 
     def total_sent(self, op: str, payload_bytes: int, members: int, root: int = 0) -> int:
         """Return the bytes that the whole group sends."""
         return sum(self.sent(op, payload_bytes, members, root))
 
+    def choose(
+        self, op: str, payload_bytes: int, group: GroupShape, root: int, seconds: Callable[[Plan], float]
+    ) -> Plan:
+        return self.on(group)
 
-plans: Registry[type[Plan]] = Registry("collective plan")
+    def on(self, group: GroupShape) -> Plan:
+        """Return the plan fitted to a group's islands; most plans do not know them."""
+        return self
+
+
+collectives: Registry[type[Collectives]] = Registry("collectives")
 
 
 def check_op(op: str) -> None:
@@ -107,28 +113,13 @@ def check_op(op: str) -> None:
     assert op in OPS, f"got the collective {op!r}; expected one of {', '.join(OPS)}"
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _rounds(plan: Plan, op: str, payload_bytes: int, members: int, root: int) -> Rounds:
     check_op(op)
     assert payload_bytes >= 0
     assert 0 <= root < members
     if members == 1:
         return ()
-    sizes = chunk_sizes(payload_bytes, members)
-    equal = sizes[0] == sizes[-1]
-    spelled: list[tuple[Round, int]] = []
-    for phase in plan.phases(op, members, root):
-        if phase.alike and equal:
-            spelled.append((_priced(phase.moves(0), sizes), phase.steps))
-        else:
-            spelled.extend((_priced(phase.moves(step), sizes), 1) for step in range(phase.steps))
-    return _merged(spelled)
-
-
-def _priced(moves: Iterable[Move], sizes: tuple[int, ...]) -> Round:
-    return tuple((move.source, move.target, sum(sizes[chunk] for chunk in move.chunks)) for move in moves)
-
-
-def _merged(spelled: Iterable[tuple[Round, int]]) -> Rounds:
-    runs = groupby(spelled, key=lambda entry: entry[0])
+    phases = plan.phases(op, payload_bytes, members, root)
+    runs = groupby(chain.from_iterable(phase.rounds() for phase in phases), key=itemgetter(0))
     return tuple((a_round, sum(repeat for _, repeat in run)) for a_round, run in runs)
