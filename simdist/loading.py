@@ -251,7 +251,7 @@ def _put(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
     *outer, last = path
     inner: Any = data
     for i, part in enumerate(outer):
-        if part not in inner:
+        if inner.get(part) is None:  # a section that is off until one of its keys is set
             inner[part] = {}
         inner = inner[part]
         if not isinstance(inner, dict):

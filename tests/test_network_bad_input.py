@@ -29,7 +29,7 @@ LINK = {"bandwidth": "1Gbit/s", "latency": "1ms"}
         (["network.host_bandwidth=0"], ["network.host_bandwidth: got 0"]),
         (["network.message_overhead=-1us"], ["network.message_overhead: got '-1us'"]),
         # bandwidth that varies
-        (["network.jitter.sigma=0.1"], ["network.jitter.sigma: got a key inside of", "expected network.jitter=VALUE"]),
+        (["network.jitter.sigma=0.1"], ["network.jitter.every: got nothing"]),
         (["network.jitter={sigma: 0.1}"], ["network.jitter.every: got nothing"]),
         (["network.jitter={sigma: -1, every: 1ms}"], ["network.jitter.sigma: got -1"]),
         (["network.jitter={sigma: 1, every: 0}"], ["network.jitter.every: got 0 seconds"]),

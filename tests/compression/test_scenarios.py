@@ -70,7 +70,7 @@ def test_another_method_starts_afresh() -> None:
         (["compression.replicas.name=powersgd", "compression.replicas.rank=0"], ["compression.replicas.rank: got 0"]),
         (["compression.replica=powersgd"], ["compression.replica: ", "Did you mean 'replicas'?"]),
         (["compression.replicas=3"], ["compression.replicas: got 3; expected a gradient compression by name"]),
-        (["compression.replicas.rank=3"], ["compression.replicas", "which is None"]),
+        (["compression.replicas.rank=3"], ["compression.replicas.name", "got nothing"]),
         (["compression=powersgd"], ["compression: got 'powersgd'; expected a section"]),
         (["compression.shards=demo"], ["compression.shards: got 'demo'", "expected it under compression.replicas"]),
         (
