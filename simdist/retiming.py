@@ -29,7 +29,7 @@ from simdist.results.program_file import ProgramFile
 from simdist.results.recorder import SPLIT, mean_times, write_json
 from simdist.results.retimed import LedgerTable, StepsTable
 from simdist.scenario import Scenario, Sweep
-from simdist.sweeping import points, read_summary
+from simdist.sweeping import points, read_summary, short_keys, value_label
 from simdist.tracing import Drawing
 from simdist.units import format_size, format_time
 from simdist.yaml_text import dump
@@ -180,7 +180,13 @@ def retime_command(run: Path, changes: list[str], over: list[str], out: Path | N
         target = out if out is not None else one / "retimed"
         todo = points(wanted)
         traced = len(todo) <= TRACED
-        rows = [(point.name, recorded.retime(point.scenario, target / point.name, traced)) for point in todo]
+        titles = short_keys(list(varied))
+        rows = []
+        for point in todo:
+            shown = ", ".join(f"{title}={value_label(point.changes[key])}" for key, title in titles.items())
+            rows.append((shown or "as set", recorded.retime(point.scenario, target / point.name, traced)))
+        if fixed:
+            print("With", ", ".join(f"{key}={value_label(value)}" for key, value in fixed.items()))
         Console().print(_table(rows))
         print(f"Re-timings: {target}")
         if not traced:
@@ -233,7 +239,10 @@ def check_keys(keys: Iterable[str]) -> None:
 def _table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     from rich.table import Column, Table
 
-    table = Table(Column("network", no_wrap=True), "simulated", "per step", "computing", "exposed", "hidden", "sent")
+    numbers = ("simulated", "a step", "computing", "exposed", "hidden", "sent")
+    # a narrow terminal may fold the names, never the numbers
+    columns = [Column(name, no_wrap=True, justify="right", min_width=len(name)) for name in numbers]
+    table = Table(Column("network", overflow="fold"), *columns)
     for name, summary in rows:
         seconds = summary["simulated_seconds"]
         table.add_row(

@@ -56,7 +56,7 @@ def points(sweep: Sweep) -> list[Point]:
         InputError: when a combination is not a valid scenario, naming the combination.
     """
     found: dict[str, Point] = {}
-    titles = _short_keys(list(sweep.over))
+    titles = short_keys(list(sweep.over))
     for values in itertools.product(*sweep.over.values()):
         changes = dict(zip(sweep.over, values, strict=True))
         label = ",".join(f"{titles[key]}={value_label(value)}" for key, value in changes.items()) or "all"
@@ -71,7 +71,7 @@ def points(sweep: Sweep) -> list[Point]:
     return list(found.values())
 
 
-def _short_keys(keys: list[str]) -> dict[str, str]:
+def short_keys(keys: list[str]) -> dict[str, str]:
     """Return the shortest unambiguous title of each dotted key: ``optimizer.name`` is ``optimizer``."""
     short = {key: re.sub(r"\.(name|topology)$", "", key).rpartition(".")[2] for key in keys}
     titles = list(short.values())
@@ -186,7 +186,7 @@ def table(outcomes: list[Outcome]) -> Table:
     from rich.table import Table
 
     keys = list(outcomes[0].point.changes) if outcomes else []
-    titles = _short_keys(keys)
+    titles = short_keys(keys)
     shown = Table(*(titles[key] for key in keys), "status", "train loss", "val loss", "simulated", "sent")
     for outcome in outcomes:
         summary = outcome.summary

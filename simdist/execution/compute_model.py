@@ -10,7 +10,7 @@ from typing import TypeAlias
 from simdist.communication.trace import ComputeOp, StepOps
 from simdist.errors import InputError, suggest
 
-#: what is profiled unit by unit
+#: purposes of what is computed unit by unit
 PASSES = ("forward", "backward")
 #: all other computing of a step, gradient compression included
 OPTIMIZER = "optimizer"

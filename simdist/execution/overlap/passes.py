@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from simdist.communication.trace import CollectiveOp, ComputeOp, StepOps, WaveOps
+from simdist.execution.compute_model import PASSES
 from simdist.execution.overlap.policy import Overlap
 from simdist.execution.tasks import GraphBuilder, StepGraph, side_by_side
 
 #: the stream on which gradients are compressed, beside backward as communication hooks run; contention is not modelled
 HOOKS = "compression"
-#: purposes of what is computed in a pass
-PASSES = ("forward", "backward")
 
 
 @dataclass
