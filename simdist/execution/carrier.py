@@ -1,41 +1,61 @@
-"""Messages as flows: what is under way over the links, and whom to tell when it has arrived."""
+"""The instants of an event-driven clock: timers, and messages as flows over the links."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from simdist.execution.segments import Segments
 from simdist.network.flows import FlowSimulator, Route
 from simdist.network.network import Network
+from simdist.network.sharing import Floats
 
 
 class Carrier:
-    """Carries messages and whole collectives over a network.
+    """Carries messages and whole collectives over a network, and calls back at given times.
 
     Args:
-        network: routes between the workers.
-        flows: the links.
-        at: calls something back at a time.
+        network: routes and links between the workers.
+        start: what the network's own clock shows at time zero.
+        watch: told (time, bit/s in use on each link) whenever that changes.
 
     Attributes:
-        now: the current instant, set by whoever owns the clock.
+        now: the current instant, moved on by whoever owns this, never past :meth:`next_time`.
     """
 
-    def __init__(self, network: Network, flows: FlowSimulator, at: Callable[[float, Callable[[], None]], None]) -> None:
+    def __init__(
+        self, network: Network, start: float = 0.0, watch: Callable[[float, Floats], None] | None = None
+    ) -> None:
         self.now = 0.0
         self._network = network
-        self._flows = flows
-        self._at = at
-        self._count = 0
+        self._flows = FlowSimulator(network.sharing, start, watch)
         self._arrivals: dict[int, Callable[[], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        """Call ``action`` at a time; of one instant, in the order of asking."""
+        self._count += 1
+        heapq.heappush(self._timers, (time, self._count, action))
 
     def next_time(self) -> float | None:
-        """Return the next instant at which something happens on the links; None if nothing is under way."""
-        return self._flows.next_time()
+        """Return the next instant at which something happens; None if nothing ever will."""
+        timer = self._timers[0][0] if self._timers else None
+        flow = self._flows.next_time()
+        if timer is None or flow is None:
+            return flow if timer is None else timer
+        return min(timer, flow)
 
-    def deliver(self) -> None:
-        """Tell whoever waits for what has arrived by now."""
+    def is_due(self) -> bool:
+        """Whether something is still to happen at this instant."""
+        due = self.next_time()
+        return due is not None and due <= self.now
+
+    def happen(self) -> None:
+        """Let what is due happen, timers before arrivals; that may make more of this instant due."""
+        while self._timers and self._timers[0][0] <= self.now:
+            heapq.heappop(self._timers)[2]()
         for flow in self._flows.advance(self.now):
             self._arrivals.pop(flow)()
 
@@ -70,7 +90,7 @@ class Carrier:
 
     def _left(self, segments: Segments, number: int, latency: float, go_on: Callable[[], None]) -> None:
         segments.left()
-        self._at(self.now + latency, partial(self._arrived, segments, number, go_on))
+        self.at(self.now + latency, partial(self._arrived, segments, number, go_on))
         go_on()
 
     @staticmethod

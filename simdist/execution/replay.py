@@ -5,7 +5,6 @@ This is the judge of :mod:`simdist.execution.evaluation`, and what prices steps 
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from simdist.execution.evaluation import TaskTimes
 from simdist.execution.planning import Planner
 from simdist.execution.segments import Segments
 from simdist.execution.tasks import StepGraph
-from simdist.network.flows import FlowSimulator
 from simdist.network.network import Network
 from simdist.network.sharing import Floats
 
@@ -59,10 +57,7 @@ class Replay:
         self._planner = planner
         self._seconds = seconds
         self._lag = lag
-        self._now = 0.0
-        self._carrier = Carrier(network, FlowSimulator(network.sharing, clock, watch), self._at)
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._counter = 0
+        self._carrier = Carrier(network, clock, watch)
         self._streams = list(graph.streams.values())
         shape = (len(graph.tasks), len(lag))
         self._begin, self._end = np.zeros(shape), np.zeros(shape)
@@ -81,29 +76,16 @@ class Replay:
             RunError: when a transfer waits for a link that never comes up again.
         """
         for worker, start in enumerate(self._lag.tolist()):
-            self._at(start, partial(self._wake.append, worker))
-        while (upcoming := self._next_time()) is not None:
-            self._now = self._carrier.now = upcoming
-            while (due := self._next_time()) is not None and due <= self._now:
-                while self._timers and self._timers[0][0] <= self._now:
-                    heapq.heappop(self._timers)[2]()
-                self._carrier.deliver()
+            self._carrier.at(start, partial(self._wake.append, worker))
+        while (upcoming := self._carrier.next_time()) is not None:
+            self._carrier.now = upcoming
+            while self._carrier.is_due():
+                self._carrier.happen()
                 while self._wake:
                     self._go_on(self._wake.popleft())
         assert self._over.all(), "a graph whose tasks come after earlier ones only runs to its end"
         finish = self._end.max(axis=0, initial=0.0)
         return TaskTimes(self._begin, self._end, np.maximum(finish, self._lag))
-
-    def _at(self, time: float, action: Callable[[], None]) -> None:
-        self._counter += 1
-        heapq.heappush(self._timers, (time, self._counter, action))
-
-    def _next_time(self) -> float | None:
-        timer = self._timers[0][0] if self._timers else None
-        flow = self._carrier.next_time()
-        if timer is None or flow is None:
-            return flow if timer is None else timer
-        return min(timer, flow)
 
     def _go_on(self, worker: int) -> None:
         """Begin whatever a worker can begin now."""
@@ -119,8 +101,10 @@ class Replay:
     def _begin_task(self, number: int, worker: int) -> None:
         op = self._graph.tasks[number].collective
         if op is None:
-            self._begin[number, worker] = self._now
-            self._at(self._now + float(self._seconds[number, worker]), partial(self._end_task, number, worker))
+            self._begin[number, worker] = self._carrier.now
+            self._carrier.at(
+                self._carrier.now + float(self._seconds[number, worker]), partial(self._end_task, number, worker)
+            )
             return
         group = self._planner.groups.of(op.axis, worker)
         meeting = self._meetings.get((number, group[0]))
@@ -130,11 +114,11 @@ class Replay:
             self._meetings[number, group[0]] = meeting
         meeting.present += 1
         if meeting.present == len(group):
-            self._begin[number, list(group)] = self._now
+            self._begin[number, list(group)] = self._carrier.now
             self._carrier.collective(group, meeting.segments, partial(self._end_meeting, meeting))
 
     def _end_task(self, number: int, worker: int) -> None:
-        self._end[number, worker] = self._now
+        self._end[number, worker] = self._carrier.now
         self._over[number, worker] = True
         self._busy[worker][self._stream_of[number]] = False
         self._wake.append(worker)

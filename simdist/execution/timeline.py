@@ -16,9 +16,8 @@ Times are seconds as floats. Nothing here reads a wall clock; ties go by (time, 
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -40,7 +39,6 @@ from simdist.execution.events import (
 )
 from simdist.execution.planning import Planner
 from simdist.execution.segments import Segments
-from simdist.network.flows import FlowSimulator
 from simdist.network.network import Network
 
 __all__ = ["Answer", "Event", "Place", "Timeline", "Woken"]
@@ -83,7 +81,6 @@ class Timeline:
         start: when each worker begins (default: all at zero).
 
     Attributes:
-        now: the current instant in seconds.
         events: what is over, in order of completion.
     """
 
@@ -97,7 +94,6 @@ class Timeline:
     ) -> None:
         count = mesh[0] * mesh[1]
         assert network.workers == count == compute.workers
-        self.now = 0.0
         self.events: list[Event] = []
         self._planner = Planner(network, mesh, collectives)
         self._groups = self._planner.groups
@@ -108,8 +104,7 @@ class Timeline:
         self._begun = [0] * count
         self._waves: dict[int, _Wave] = {}
         self._complete: set[int] = set()
-        self._carrier = Carrier(network, FlowSimulator(network.sharing), self._at)
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._carrier = Carrier(network)
         self._counter = 0
         # Per axis and worker: how many collectives it has asked for; per (axis, group's first worker, k): who is there.
         self._asked: dict[tuple[str, int], int] = defaultdict(int)
@@ -118,6 +113,11 @@ class Timeline:
         self._lanes: dict[tuple[int, int, str], deque[_Message]] = defaultdict(deque)
         self._delivered: dict[int, list[tuple[float, int, int, _Message]]] = defaultdict(list)
         self._receiving: dict[int, list[tuple[int, ReceiveOp, float]]] = {}
+
+    @property
+    def now(self) -> float:
+        """The current instant in seconds."""
+        return self._carrier.now
 
     def clock(self, worker: int) -> float:
         """Return when the worker last woke."""
@@ -149,7 +149,7 @@ class Timeline:
         self._begun[worker] += 1
         self._waves[worker] = _Wave(ops, number, len(ops), [None] * len(ops), [False] * len(ops))
         if self._clocks[worker] > self.now:
-            self._at(self._clocks[worker], partial(self._begin, worker))
+            self._carrier.at(self._clocks[worker], partial(self._begin, worker))
         else:
             self._begin(worker)
         return number
@@ -166,32 +166,19 @@ class Timeline:
             self._finish_instant()
             if self._complete:
                 return [self._wake(worker) for worker in sorted(self._complete)]
-            upcoming = self._next_time()
+            upcoming = self._carrier.next_time()
             if upcoming is None:
                 if self._waves:
                     raise DeadlockError(self._deadlock())
                 return []
-            self.now = self._carrier.now = upcoming
+            self._carrier.now = upcoming
 
     # -- instants ---------------------------------------------------------------------------------------------------
 
-    def _at(self, time: float, action: Callable[[], None]) -> None:
-        self._counter += 1
-        heapq.heappush(self._timers, (time, self._counter, action))
-
-    def _next_time(self) -> float | None:
-        timer = self._timers[0][0] if self._timers else None
-        flow = self._carrier.next_time()
-        if timer is None or flow is None:
-            return flow if timer is None else timer
-        return min(timer, flow)
-
     def _finish_instant(self) -> None:
         """Let everything happen that is due now, then hand out messages: of one instant, the lowest sender's first."""
-        while (due := self._next_time()) is not None and due <= self.now:
-            while self._timers and self._timers[0][0] <= self.now:
-                heapq.heappop(self._timers)[2]()
-            self._carrier.deliver()
+        while self._carrier.is_due():
+            self._carrier.happen()
         for receiver in sorted(self._receiving):
             self._take(receiver)
 
@@ -225,10 +212,10 @@ class Timeline:
             elif isinstance(op, ComputeOp):
                 self._computed[worker] += 1
                 busy = self._compute.seconds(op, worker, self._computed[worker])
-                self._at(busy_until + busy, partial(self._elapse, op, "compute", place, busy_until, busy))
+                self._carrier.at(busy_until + busy, partial(self._elapse, op, "compute", place, busy_until, busy))
                 busy_until += busy
             elif isinstance(op, SleepOp):
-                self._at(self.now + op.seconds, partial(self._elapse, op, "sleep", place, self.now, 0.0))
+                self._carrier.at(self.now + op.seconds, partial(self._elapse, op, "sleep", place, self.now, 0.0))
             elif isinstance(op, SendOp):
                 self._send(op, place)
             else:

@@ -16,12 +16,12 @@ from simdist.profiles import read_profile
 
 def launch(seconds: float, **changes: object) -> Launch:
     one = Launch("ddp", 2, 20e6, (seconds, seconds + 0.01, seconds - 0.01), 1e6, "2026-01-01", "6.1", "2.13")
-    return replace(one, **changes)  # type: ignore[arg-type] # names of fields
+    return replace(one, **changes)  # type: ignore[arg-type]  # fields by name
 
 
 def predicted(error: float, seconds: float = 1.0, **changes: object) -> Prediction:
     case = Measured("ddp", 2, 20e6, (launch(seconds),))
-    return replace(Prediction(case, seconds * (1 + error), 0.1, 2**20, 1e6), **changes)  # type: ignore[arg-type]
+    return replace(Prediction(case, seconds * (1 + error), 0.1, 2**20, 1e6), **changes)  # type: ignore[arg-type]  # fields by name
 
 
 def test_launches_come_back_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

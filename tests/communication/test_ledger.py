@@ -61,7 +61,9 @@ def test_totals_add_up() -> None:
     book = booked(STEP, TIMINGS)
     book.add_step(2, STEP, TIMINGS)
     assert len(book) == 6
-    assert book.total_bytes == 2 * book.step_bytes(STEP) == sum(book.columns()["sent_bytes_total"])  # type: ignore[arg-type]
+    # columns are of any type; this one's are numbers
+    sent = sum(book.columns()["sent_bytes_total"])  # type: ignore[arg-type]
+    assert book.total_bytes == 2 * book.step_bytes(STEP) == sent
     # all-gather: 3 x 1200 in each of two groups, twice; all-reduce: 2 x 1001 in each of four
     assert book.step_bytes(STEP) == 2 * (2 * 3 * 1200) + 4 * 2 * 1001
 
@@ -100,6 +102,7 @@ def test_times_do_not_show_in_the_hash() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_all_else_shows_in_the_hash(change: dict[str, object]) -> None:
+    # fields by name, of several types
     changed = ((replace(GATHER, **change), *STEP[0][1:]), *STEP[1:])  # type: ignore[arg-type]
     assert booked(changed, TIMINGS).sha256() != booked(STEP, TIMINGS).sha256()
 

@@ -89,6 +89,7 @@ def test_a_collective_starts_with_its_last_member() -> None:
     (event,) = [event for event in clock.events if event.kind == "collective"]
     assert event.start == 1.0
     assert event.places == (Place(0, 0, 0), Place(1, 1, 0))
+    # a collective's answer is an index, never a place
     assert clock.events[woken[1].answers[0]] is event  # type: ignore[index]
 
 
@@ -159,6 +160,7 @@ def test_axes_are_matched_apart() -> None:
     clock = timeline((1, 2))
     one, other = reduce(axis="shards"), reduce(axis="workers")
     woken = run(clock, {0: [(one, other)], 1: [(other, one)]})
+    # as above
     asked = [[clock.events[answer].op for answer in answers] for _, _, answers in woken]  # type: ignore[index]
     assert asked == [[one, other], [other, one]]
 

@@ -81,10 +81,10 @@ class Driver:
         raise NotImplementedError  # not abstract: a driver may override run() alone
 
     def answer(self, mesh: MeshShape, requests: Sequence[Any]) -> list[Any]:
-        raise NotImplementedError
+        raise NotImplementedError  # see workers()
 
     def message(self, mesh: MeshShape, request: Any) -> int:
-        raise NotImplementedError
+        raise NotImplementedError  # see workers()
 
     def run(self, mesh: MeshShape, program: Program, seed: int = 0) -> Outcome:
         workers = self.workers(mesh, seed)
