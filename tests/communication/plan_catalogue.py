@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from simdist.communication.plans import DoubleBinaryTree, GroupShape, Plan, TwoLevel, collectives, collectives_plan
+from simdist.communication.plans import DoubleBinaryTree, GroupShape, Plan, TwoLevel, collectives, collectives_named
 from simdist.communication.plans.gloo import GlooPair, GlooRing, GlooTree
 
 REGISTERED = [name for name, kind in collectives.items() if issubclass(kind, Plan)]
+
+
+def plan_named(name: str) -> Plan:
+    """Return one plan, which is not what a profile is."""
+    found = collectives_named(name)
+    assert isinstance(found, Plan)
+    return found
 
 
 def _as_it_is(plan: Plan) -> Callable[[int], Plan]:
@@ -25,7 +32,7 @@ def _uneven(members: int) -> tuple[int, ...]:
 
 
 PLANS: dict[str, Callable[[int], Plan]] = {
-    **{name: _as_it_is(collectives_plan(name)) for name in REGISTERED},
+    **{name: _as_it_is(plan_named(name)) for name in REGISTERED},
     "gloo_ring": _as_it_is(GlooRing()),
     "gloo_tree": _as_it_is(GlooTree()),
     "gloo_pair": _as_it_is(GlooPair()),

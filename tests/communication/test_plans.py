@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simdist.communication.plans import OPS, GroupShape, Plan, Ring, TwoLevel, chunk_sizes, collectives_plan
+from simdist.communication.plans import OPS, GroupShape, Plan, Ring, TwoLevel, chunk_sizes
 from simdist.communication.plans.double_binary_tree import DoubleBinaryTree, tree_pair
 from simdist.communication.plans.gloo import GlooTree
 from simdist.communication.plans.moves import Phase, cuts
-from tests.communication.plan_catalogue import PLANS, REGISTERED
+from tests.communication.plan_catalogue import PLANS, REGISTERED, plan_named
 from tests.communication.plan_laws import deliver, least_total, sent_and_received
 
 every_plan = pytest.mark.parametrize("name", PLANS)
@@ -105,11 +105,9 @@ def test_a_group_of_one_sends_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_plans_are_known_by_their_name(name: str) -> None:
-    assert collectives_plan(name).name == name
+    assert plan_named(name).name == name
     shape = GroupShape.flat(4)
-    assert collectives_plan(name).choose("all_reduce", 1, shape, 0, lambda plan: 0.0) == collectives_plan(name).on(
-        shape
-    )
+    assert plan_named(name).choose("all_reduce", 1, shape, 0, lambda plan: 0.0) == plan_named(name).on(shape)
 
 
 @given(payload=st.integers(0, 10_000), members=st.integers(1, 20))
@@ -168,7 +166,7 @@ ROUNDS = {
 @pytest.mark.parametrize("name", REGISTERED)
 def test_the_rounds_of_eight_members(name: str) -> None:
     """The table of docs/collectives.md."""
-    plan = collectives_plan(name).on(GroupShape.flat(8))
+    plan = plan_named(name).on(GroupShape.flat(8))
     assert {op: sum(repeat for _, repeat in plan.rounds(op, 800, 8)) for op in OPS} == ROUNDS[name]
 
 
@@ -233,11 +231,11 @@ def test_pipelining_in_pieces_sends_them_one_round_after_another() -> None:
     [
         (Ring(), "all_reduce", 100, 6, (150, 150, 150, 150)),
         (Ring(), "all_gather", 10, 2, (7, 7, 6)),
-        (collectives_plan("halving_doubling"), "all_reduce", 60, 6, (60, 150, 60, 150, 90, 90)),
+        (plan_named("halving_doubling"), "all_reduce", 60, 6, (60, 150, 60, 150, 90, 90)),
         (TwoLevel(islands=(0, 0, 1, 1)), "all_reduce", 40, 4, (60, 60, 60, 60)),
         (DoubleBinaryTree(), "all_reduce", 40, 4, (40, 80, 80, 40)),
-        (collectives_plan("bruck"), "all_to_all", 40, 2, (40, 40, 40, 40)),
-        (collectives_plan("binomial_tree"), "broadcast", 10, 3, (30, 0, 10, 0, 0)),
+        (plan_named("bruck"), "all_to_all", 40, 2, (40, 40, 40, 40)),
+        (plan_named("binomial_tree"), "broadcast", 10, 3, (30, 0, 10, 0, 0)),
         (GlooTree(), "broadcast", 100, 3, (300, 200, 100, 100, 0, 0, 0, 0)),
     ],
     ids=lambda value: value.name if isinstance(value, Plan) else None,

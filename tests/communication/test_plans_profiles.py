@@ -16,7 +16,6 @@ from simdist.communication.plans import (
     TwoLevel,
     collectives,
     collectives_named,
-    collectives_plan,
 )
 from simdist.communication.plans.auto import CANDIDATES
 from simdist.communication.plans.gloo import gloo_cuts
@@ -212,8 +211,3 @@ def test_settings_are_named_in_parentheses() -> None:
 def test_what_is_no_plan_is_answered_with_what_is(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         collectives_named(text)
-
-
-def test_a_profile_is_no_plan() -> None:
-    with pytest.raises(InputError, match=r"'gloo', which is a profile; expected one of the plans .*ring"):
-        collectives_plan("gloo")

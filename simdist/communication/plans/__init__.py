@@ -52,7 +52,6 @@ __all__ = [
     "chunk_sizes",
     "collectives",
     "collectives_named",
-    "collectives_plan",
 ]
 
 
@@ -75,16 +74,3 @@ def collectives_named(text: str) -> Collectives:
         return found(**settings)
     except ValidationError as error:
         raise InputError(f"got collectives {text!r}: {first_problem(error, found)}") from None
-
-
-def collectives_plan(name: str) -> Plan:
-    """Return the plan that ``network.collectives`` names, where one plan must do for all collectives.
-
-    Raises:
-        InputError: as :func:`collectives_named`, and for a profile.
-    """
-    found = collectives_named(name)
-    if not isinstance(found, Plan):
-        known = [known for known, kind in collectives.items() if issubclass(kind, Plan)]
-        raise InputError(f"got collectives {name!r}, which is a profile; expected one of the plans {', '.join(known)}")
-    return found
