@@ -255,6 +255,8 @@ def _slug(label: str) -> str:
 def _flat_text(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, item in value.items():
+        if item is None or item == []:
+            continue  # what is switched off says nothing
         if isinstance(item, Mapping):
             flat |= _flat_text(item, f"{prefix}{key}.")
         elif prefix + str(key) not in ("network.bandwidth", "network.mode"):
