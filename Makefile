@@ -1,4 +1,4 @@
-# make demo | install | test | test-slow | fidelity | lint | format | clean; each sets up what it needs first.
+# make demo | install | test | test-slow | fidelity | bench | lint | format | clean; each sets up what it needs first.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-slow fidelity fidelity-measure lint format clean
+.PHONY: help install demo test test-slow fidelity fidelity-measure bench lint format clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,9 @@ fidelity: $(STAMP) ## predict the committed measurements of real links, real ste
 
 fidelity-measure: $(STAMP) ## the same, but first measure what is missing (root, iproute2, python3-simgrid; 40 minutes for all)
 	$(BIN)/python -m analysis.fidelity --measure
+
+bench: $(STAMP) ## measure speed and memory against plain loops and peers (half an hour on 2 idle cores; more to install Flower once)
+	$(BIN)/python -m analysis.benchmarks --make-flower
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .

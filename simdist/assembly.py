@@ -25,6 +25,7 @@ from simdist.scenario import Scenario, check_fits, check_machine
 from simdist.schedules import Job
 
 if TYPE_CHECKING:
+    from simdist.execution.ray_shipping import Luggage
     from simdist.workloads.workload import Task
 
 
@@ -109,24 +110,31 @@ def threads_of(scenario: Scenario) -> int:
     return (os.cpu_count() or 1) if scenario.engine.name == "stacked" else 1
 
 
-def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None) -> Engine:
-    """Return the engine that a lock-step scenario names, not started yet."""
+def build_engine(scenario: Scenario, job: Job, ray_address: str | None = None, squeeze: bool = False) -> Engine:
+    """Return the engine that a lock-step scenario names, not started yet.
+
+    Args:
+        ray_address: of a running Ray cluster, for engine ``ray``.
+        squeeze: let Ray actors share CPUs where the cluster has become too small for them.
+    """
     engine, mesh, wiring = scenario.engine, scenario.mesh.shape, build_wiring(scenario)
     if engine.name == "ray":
         from simdist.execution.ray_engine import RayEngine, Stacking
+        from simdist.execution.ray_shipping import Luggage
 
-        data = scenario.to_dict()
+        luggage = Luggage.packed(scenario.to_dict())
         return RayEngine(
-            functools.partial(_program_in_actor, data),
+            functools.partial(_program_in_actor, luggage),
             mesh,
             wiring,
             scenario.seed,
             blocks_of(scenario),
-            make_hold=functools.partial(_hold_in_actor, data) if paced(scenario) else None,
+            make_hold=functools.partial(_hold_in_actor, luggage) if paced(scenario) else None,
             device=engine.device,
             threads=threads_of(scenario),
             stacking=Stacking(engine.block == "stacked", engine.chunk),
             address=ray_address,
+            squeeze=squeeze,
         )
     hold = _hold(scenario) if paced(scenario) else None
     program = build_program(scenario, job)
@@ -151,9 +159,10 @@ def build_hosts(scenario: Scenario, job: Job, ray_address: str | None = None) ->
     mesh, wiring, engine = scenario.mesh.shape, build_wiring(scenario), scenario.engine
     if engine.name == "ray":
         from simdist.execution.ray_hosts import RayHosts
+        from simdist.execution.ray_shipping import Luggage
 
         return RayHosts(
-            functools.partial(_program_in_actor, scenario.to_dict()),
+            functools.partial(_program_in_actor, Luggage.packed(scenario.to_dict())),
             mesh,
             wiring,
             scenario.seed,
@@ -187,10 +196,10 @@ def _hold(scenario: Scenario) -> Hold:
     return Pacer(build_pricer(scenario), time.monotonic, time.sleep)
 
 
-def _program_in_actor(data: dict[str, Any]) -> Any:
-    scenario = Scenario.from_dict(data)
+def _program_in_actor(luggage: Luggage) -> Any:
+    scenario = Scenario.from_dict(luggage.unpacked())
     return build_program(scenario, build_job(scenario, build_task(scenario)))
 
 
-def _hold_in_actor(data: dict[str, Any]) -> Hold:
-    return _hold(Scenario.from_dict(data))
+def _hold_in_actor(luggage: Luggage) -> Hold:
+    return _hold(Scenario.from_dict(luggage.unpacked()))

@@ -11,7 +11,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
@@ -97,7 +96,23 @@ def common(
 SCENARIO = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A Python file with scenario(), a scenario.yaml, or a run folder.")
 ]
-OUT = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="A new folder for the results.")]
+
+
+def _folder(text: str) -> Path:
+    """Read the name of a folder; a URL would make a folder of a strange name."""
+    from simdist.results.remote import is_url
+
+    if is_url(text):
+        raise typer.BadParameter(f"got {text!r}, a URL; expected a folder of this machine")
+    return Path(text)
+
+
+OUT = Annotated[Path | None, typer.Option("--out", metavar="DIR", parser=_folder, help="A new folder for the results.")]
+OUT_OR_URL = Annotated[
+    str | None,
+    typer.Option("--out", metavar="DIR|URL", help="A new folder for the results, or s3://BUCKET/FOLDER etc."),
+]
+PARALLEL = Annotated[int | None, typer.Option("--parallel", min=1, metavar="N", help="At most N points at a time.")]
 SET = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key; may be repeated.")]
 OVER = Annotated[
     list[str] | None, typer.Option("--over", metavar="KEY=V1,V2,...", help="Every one of these values; repeatable.")
@@ -109,6 +124,10 @@ QUIET = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 def _overrides(changes: list[str] | None, engine: str | None) -> list[str]:
     return [*(changes or []), *([f"engine.name={engine}"] if engine else [])]
+
+
+def _news(text: str) -> None:
+    typer.echo(f"simdist: {text}", err=True)
 
 
 def _uses_ray(scenario: Scenario, ray_address: str | None) -> None:
@@ -123,7 +142,7 @@ def _uses_ray(scenario: Scenario, ray_address: str | None) -> None:
 @answers
 def run(
     scenario: SCENARIO,
-    out: OUT = None,
+    out: OUT_OR_URL = None,
     changes: SET = None,
     engine: ENGINE = None,
     ray_address: RAY = None,
@@ -135,20 +154,37 @@ def run(
     resolved = load_scenario(scenario, _overrides(changes, engine))
     _uses_ray(resolved, ray_address)
     from simdist import running
+    from simdist.results.landing import landing
 
-    folder = running.run(resolved, out=out, progress=not quiet, ray_address=ray_address)
-    typer.echo(f"Run folder: {folder}")
+    with landing(out, "run", _news) as place:
+        folder = running.run(
+            resolved, out=place.folder, progress=not quiet, ray_address=ray_address, publish=place.publish
+        )
+    typer.echo(f"Run folder: {place.shown(folder)}")
 
 
-def _one_ray(scenarios: list[Scenario], address: str | None) -> AbstractContextManager[None]:
-    """Hold one Ray open for all points of a sweep that use it; do nothing if none does."""
-    users = [scenario for scenario in scenarios if scenario.engine.name == "ray"]
-    if not users:
-        return nullcontext()
-    from simdist.assembly import blocks_of
-    from simdist.execution.ray_cluster import kept_alive
+@app.command()
+@answers
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder or URL of a run that did not get to its end.")],
+    changes: SET = None,
+    engine: ENGINE = None,
+    ray_address: RAY = None,
+    quiet: QUIET = False,
+) -> None:
+    """Go on with a run from its last checkpoint, to the same bits as if it had never stopped."""
+    from simdist import resuming
+    from simdist.results.landing import fetched
 
-    return kept_alive(address, max(len(blocks_of(scenario)) for scenario in users))
+    with fetched(run, _news, checkpoints=True) as place:
+        went_on = resuming.resume(
+            place.here,
+            _overrides(changes, engine),
+            progress=not quiet,
+            ray_address=ray_address,
+            publish=place.publish,
+        )
+    typer.echo(f"Run folder: {run}" if went_on else f"Finished before, nothing to do: {run}")
 
 
 @app.command()
@@ -156,14 +192,17 @@ def _one_ray(scenarios: list[Scenario], address: str | None) -> AbstractContextM
 def sweep(
     scenario: SCENARIO,
     over: OVER = None,
-    out: OUT = None,
+    out: OUT_OR_URL = None,
     changes: SET = None,
     engine: ENGINE = None,
+    parallel: PARALLEL = None,
     ray_address: RAY = None,
     quiet: QUIET = False,
 ) -> None:
-    """Run every combination of some values; finished points are skipped, so a sweep can be taken up again."""
-    from simdist import sweeping
+    """Run every combination of some values; finished points are skipped, so a sweep can be taken up again.
+
+    Points run one after the other, or side by side: with --parallel on this machine, with --ray-address on a cluster.
+    """
     from simdist.loading import load, parse_over
     from simdist.scenario import Scenario, Sweep
 
@@ -172,43 +211,52 @@ def sweep(
     wanted = wanted.model_copy(update={"over": {**wanted.over, **parse_over(over or [])}})
     if not wanted.over:
         raise InputError(f"got the scenario {scenario!r} without --over; expected --over KEY=V1,V2,... or a sweep()")
-    for point in sweeping.points(wanted):
-        _uses_ray(point.scenario, ray_address)
-    from rich.console import Console
+    from simdist.sweep_command import sweep_command
 
-    from simdist import running
-
-    folder = out if out is not None else Path("runs") / wanted.name
-    with _one_ray([point.scenario for point in sweeping.points(wanted)], ray_address):
-        outcomes = sweeping.run_sweep(
-            wanted, folder, running.run, progress=not quiet, ray_address=ray_address, tell=typer.echo
-        )
-    Console().print(sweeping.table(outcomes))
-    typer.echo(f"Sweep folder: {folder}")
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    if failed:
-        named = "\n".join(f"  {outcome.point.name}: {outcome.message}" for outcome in failed)
-        raise RunError(f"{len(failed)} of {len(outcomes)} points failed; the same command tries them again:\n{named}")
+    sweep_command(wanted, out, parallel=parallel, ray_address=ray_address, progress=not quiet)
 
 
 @app.command()
 @answers
 def retime(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A lock-step run's folder, or a sweep's, for all in it.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder or URL of a lock-step run, or of a sweep, for all in it.")
+    ],
     changes: SET = None,
     over: OVER = None,
     out: OUT = None,
 ) -> None:
     """Price a recorded run under other networks, without training."""
+    from simdist.results.landing import fetched
     from simdist.retiming import retime_command
 
-    retime_command(run, changes or [], over or [], out)
+    with fetched(run, _news) as place:
+        retime_command(place.here, changes or [], over or [], out, place.shown)
+
+
+@app.command()
+@answers
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model of `simdist list models`, a scenario, or FILE.py:FUNCTION for an nn.Module."
+        ),
+    ],
+    over: OVER = None,
+    out: OUT = None,
+    changes: SET = None,
+) -> None:
+    """Bytes, simulated step time and memory of a model that may fit no machine, from shapes alone."""
+    from simdist.plan_command import plan_command
+
+    plan_command(model, changes or [], over or [], out)
 
 
 @app.command()
 @answers
 def report(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Run or sweep folders.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders or URLs of runs or sweeps.")],
     out: OUT = None,
     changes: SET = None,
 ) -> None:
@@ -216,9 +264,11 @@ def report(
 
     With --set network.KEY=VALUE, overlap.KEY=VALUE or compute.KEY=VALUE the table of bandwidths is for that.
     """
+    from simdist.results.landing import all_fetched
     from simdist.utilisation import report_command
 
-    report_command(paths, out, changes or [])
+    with all_fetched(paths, out, _news) as (folders, shown):
+        report_command(folders, out, changes or [], shown)
 
 
 @app.command()

@@ -24,6 +24,13 @@ class RunError(SimdistError, RuntimeError):
     exit_status = 3
 
 
+class WorkersLost(RunError):
+    """Processes that held workers are gone (killed, their node lost, out of memory): a fresh set may go on.
+
+    A run goes on by itself from its last checkpoint, ``engine.retries`` times at most.
+    """
+
+
 class ProgramError(RunError):
     """A worker program broke a rule of the engine (workers disagree on a collective, bad shape, ...)."""
 

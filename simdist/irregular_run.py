@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from simdist.assembly import build_hosts, build_timeline, paced
 from simdist.execution.live import Booked, LiveRun, Noted
+from simdist.recovering import recovering
 from simdist.results.perfetto import STEPS as DRAWN_STEPS
 from simdist.results.recorder import STEPS
 
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
 
 
 def run_irregular(session: Session, ray_address: str | None) -> tuple[dict[str, torch.Tensor] | None, int]:
-    """Run an irregular scenario and return the final parameters and the peak memory in bytes."""
+    """Run an irregular scenario and return the final parameters and the peak memory in bytes.
+
+    Its workers are never between two steps at once, so that there are no checkpoints: what is lost begins anew.
+    """
+    return recovering(session, lambda: _run(session, ray_address), "step 1")
+
+
+def _run(session: Session, ray_address: str | None) -> tuple[dict[str, torch.Tensor] | None, int]:
     scenario = session.scenario
+    session.clear()
     timeline = build_timeline(scenario)
     scribe = Scribe(session, timeline)
     with ExitStack() as stack:

@@ -37,6 +37,12 @@ def _devices() -> Rows:
     return [*presets, (CUSTOM, "your own numbers: compute.peak_flops and compute.peak_memory")]
 
 
+def _models() -> Rows:
+    from simdist.workloads.presets import presets
+
+    return [(name, preset.summary) for name, preset in presets.items()]
+
+
 def _collectives() -> Rows:
     return [(name, summary_of(thing)) for name, thing in collectives.items()]
 
@@ -48,6 +54,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "collectives": _collectives,
     "overlap": _of(OVERLAP),
     "workloads": _of(WORKLOAD),
+    "models": _models,
     "schedules": _of(SCHEDULE),
     "devices": _devices,
     "stragglers": _of(STRAGGLERS),

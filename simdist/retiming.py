@@ -7,7 +7,7 @@ that the run itself used, so the times are those of a full run, bit for bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -152,11 +152,14 @@ def _collectives(ops: StepOps) -> int:
     return sum(isinstance(op, CollectiveOp) for wave in ops for op in wave)
 
 
-def retime_command(run: Path, changes: list[str], over: list[str], out: Path | None) -> None:
+def retime_command(
+    run: Path, changes: list[str], over: list[str], out: Path | None, shown: Callable[[Path], str] = str
+) -> None:
     """Price a run under every combination of ``--over`` and print a table.
 
     Args:
         out: where the re-timings go, a folder each; default ``RUN/retimed``.
+        shown: says where a folder is, for people.
 
     Raises:
         InputError: for keys that change more than time, or a folder that is no run.
@@ -183,12 +186,12 @@ def retime_command(run: Path, changes: list[str], over: list[str], out: Path | N
         titles = short_keys(list(varied))
         rows = []
         for point in todo:
-            shown = ", ".join(f"{title}={value_label(point.changes[key])}" for key, title in titles.items())
-            rows.append((shown or "as set", recorded.retime(point.scenario, target / point.name, traced)))
+            label = ", ".join(f"{title}={value_label(point.changes[key])}" for key, title in titles.items())
+            rows.append((label or "as set", recorded.retime(point.scenario, target / point.name, traced)))
         if fixed:
             print("With", ", ".join(f"{key}={value_label(value)}" for key, value in fixed.items()))
         Console().print(_table(rows))
-        print(f"Re-timings: {target}")
+        print(f"Re-timings: {shown(target)}")
         if not traced:
             print(f"No trace.json: {len(todo)} networks at once; up to {TRACED} get one each")
 

@@ -33,6 +33,7 @@ from simdist.optimizers.torch_optimizer import adapted
 from simdist.schedules.learning_rate import LearningRate
 from simdist.schedules.schedule import Schedule, schedules
 from simdist.settings import NaturalInt, PositiveInt, Settings
+from simdist.units import Seconds
 from simdist.workloads.workload import Unit, Workload, workloads
 from simdist.yaml_text import dump
 
@@ -145,6 +146,22 @@ class DiagnosticsSettings(Settings):
     every: NaturalInt = 0
 
 
+class CheckpointSettings(Settings):
+    """When the state of a lock-step run is written to its folder, so that ``simdist resume`` can go on from there.
+
+    An interrupted run (Ctrl-C, SIGTERM) is saved in any case. Values do not depend on any of this.
+
+    Attributes:
+        every: steps between checkpoints; null: only by time.
+        every_seconds: wall seconds between checkpoints; null: only by steps.
+        keep: how many of the latest are kept.
+    """
+
+    every: PositiveInt | None = None
+    every_seconds: Seconds | None = 600.0
+    keep: PositiveInt = 2
+
+
 class Scenario(Settings):
     """One training run: what is trained, by whom, under which optimizer, wire and network."""
 
@@ -171,6 +188,7 @@ class Scenario(Settings):
     engine: EngineSettings = Field(default_factory=EngineSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     diagnostics: DiagnosticsSettings = Field(default_factory=DiagnosticsSettings)
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
 
     @field_validator("network")
     @classmethod
@@ -211,6 +229,11 @@ class Scenario(Settings):
                     f"compression.{axis}: got {method.name!r} with schedule {self.schedule.name!r}, which averages no "
                     f"gradients over {axis}; expected schedule 'every_step', or a codec such as wire.grads='int8'"
                 )
+        if self.checkpoint.every is not None and not self.schedule.lockstep:
+            raise ValueError(
+                f"checkpoint.every: got {self.checkpoint.every} with schedule {self.schedule.name!r}, whose workers "
+                "are never between two steps at once; expected null: `simdist resume` starts such a run anew"
+            )
         wrong = self.overlap.problem(self.mesh.shards, self.schedule.lockstep)
         if wrong is not None:
             raise ValueError(f"overlap.policy: {wrong}")

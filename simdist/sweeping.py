@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -28,6 +28,12 @@ class Run(Protocol):
     """What carries out one point: :func:`simdist.running.run`."""
 
     def __call__(self, scenario: Scenario, *, out: Path, progress: bool, ray_address: str | None) -> Path: ...
+
+
+class Resume(Protocol):
+    """What goes on with an unfinished point: :func:`simdist.resuming.resume`."""
+
+    def __call__(self, folder: Path, changes: list[str], *, progress: bool, ray_address: str | None) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,7 @@ def finished(folder: Path, scenario: Scenario) -> bool:
     """
     if read_summary(folder).get("status") != "done":
         return False
-    file = folder / "scenario.yaml"
-    try:
-        saved = Scenario.from_dict(parse(file.read_text(encoding="utf-8"), str(file))).to_dict()
-    except (InputError, OSError):
-        saved = None
-    if saved != scenario.to_dict():
+    if not _is_of(folder, scenario):
         raise InputError(
             f"--out: got {str(folder)!r}, which holds the finished run of another scenario; "
             f"expected a new folder: choose another --out, or delete it"
@@ -131,53 +132,110 @@ def finished(folder: Path, scenario: Scenario) -> bool:
     return True
 
 
+def _is_of(folder: Path, scenario: Scenario) -> bool:
+    """Return whether a run folder is this scenario's."""
+    file = folder / "scenario.yaml"
+    try:
+        return Scenario.from_dict(parse(file.read_text(encoding="utf-8"), str(file))).to_dict() == scenario.to_dict()
+    except (InputError, OSError):
+        return False
+
+
 def run_sweep(
     sweep: Sweep,
     out: Path,
-    run: Run,
+    carry_out: CarryOut,
     *,
-    progress: bool = True,
-    ray_address: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    publish: Callable[[Path], None] = lambda path: None,
 ) -> list[Outcome]:
     """Run what is not finished yet, each point in its own folder under ``out``; a failed point does not stop the rest.
 
     Args:
         sweep: the points; all are checked before the first one starts.
         out: a new folder, or that of a sweep to go on with.
-        run: carries out one point.
-        progress: whether runs show their progress.
-        ray_address: a Ray cluster to attach to.
+        carry_out: runs points, one after the other (:func:`one_by_one`) or at once (:mod:`simdist.side_by_side`).
         tell: takes a line of news for the user.
+        publish: called with what is complete: ``sweep.yaml``, and the folder of each point that was run.
+
+    Returns:
+        what became of each point, in order.
 
     Raises:
         InputError: for a bad combination, or a folder that holds something else.
     """
-    todo = points(sweep)
+    everything = points(sweep)
     claim_folder(out, "sweep")
-    ready = {point.name: finished(out / point.name, point.scenario) for point in todo}
+    ready = {point.name: finished(out / point.name, point.scenario) for point in everything}
     (out / "sweep.yaml").write_text(sweep.to_yaml(), encoding="utf-8")
-    outcomes = []
-    for count, point in enumerate(todo, 1):
-        folder = out / point.name
-        title = f"[{count}/{len(todo)}] {point.name}"
+    publish(out / "sweep.yaml")
+    outcomes: dict[str, Outcome] = {}
+    for point in everything:
         if ready[point.name]:
-            tell(f"{title}: finished before, skipped")
-            outcomes.append(Outcome(point, "skipped", read_summary(folder)))
-            continue
-        tell(title)
-        try:
-            if kind_of(folder) == "run":
-                shutil.rmtree(folder)  # an earlier try that did not get to its end
-            run(point.scenario, out=folder, progress=progress, ray_address=ray_address)
-        except Exception as error:
-            # one bad point must not cost a night's other results: it is named in the table and the exit status
-            message = str(error) if isinstance(error, SimdistError) else f"{type(error).__name__}: {error}"
-            tell(f"{title}: failed: {message}")
-            outcomes.append(Outcome(point, "failed", read_summary(folder), message))
-        else:
-            outcomes.append(Outcome(point, "done", read_summary(folder)))
-    return outcomes
+            outcomes[point.name] = Outcome(point, "skipped", read_summary(out / point.name))
+            tell(f"[{len(outcomes)}/{len(everything)}] {point.name}: finished before, skipped")
+    todo = [point for point in everything if not ready[point.name]]
+
+    def counted(news: str) -> None:
+        tell(f"[{len(outcomes) + 1}/{len(everything)}] {news}")
+
+    try:
+        for point, message in carry_out(todo, out, counted):
+            folder = out / point.name
+            outcomes[point.name] = Outcome(point, "failed" if message else "done", read_summary(folder), message)
+            if folder.is_dir():
+                publish(folder)
+    except KeyboardInterrupt as error:
+        for point in todo:
+            if point.name not in outcomes and kind_of(out / point.name) == "run":
+                publish(out / point.name)  # the one that was under way: it can be resumed
+        kept = f"{len(outcomes)} of {len(everything)} points are in {out}; the same command runs the others"
+        raise KeyboardInterrupt("\n".join(filter(None, [str(error) or "interrupted", kept]))) from None
+    return [outcomes[point.name] for point in everything]
+
+
+class CarryOut(Protocol):
+    """Runs points, each into its own folder under ``out``; yields each with what went wrong, or nothing, as it ends."""
+
+    def __call__(
+        self, todo: Sequence[Point], out: Path, counted: Callable[[str], None]
+    ) -> Iterator[tuple[Point, str]]: ...
+
+
+def one_by_one(run: Run, resume: Resume, *, progress: bool = True, ray_address: str | None = None) -> CarryOut:
+    """Run points one after the other in this process.
+
+    Args:
+        run: carries out one point.
+        resume: goes on with one that an earlier try left unfinished.
+        progress: whether runs show their progress.
+        ray_address: a Ray cluster to attach to, for points with engine ``ray``.
+    """
+
+    def carry_out(todo: Sequence[Point], out: Path, counted: Callable[[str], None]) -> Iterator[tuple[Point, str]]:
+        for point in todo:
+            folder = out / point.name
+            counted(point.name)
+            message = ""
+            try:
+                if kind_of(folder) == "run" and _is_of(folder, point.scenario):
+                    resume(folder, [], progress=progress, ray_address=ray_address)
+                else:
+                    if kind_of(folder) == "run":
+                        shutil.rmtree(folder)  # an unfinished point of a sweep that has been changed since
+                    run(point.scenario, out=folder, progress=progress, ray_address=ray_address)
+            except Exception as error:
+                # one bad point must not cost a night's other results: it is named in the table and the exit status
+                message = message_of(error)
+                counted(f"{point.name}: failed: {message}")
+            yield point, message
+
+    return carry_out
+
+
+def message_of(error: Exception) -> str:
+    """Return what went wrong with a point, for people."""
+    return str(error) if isinstance(error, SimdistError) else f"{type(error).__name__}: {error}"
 
 
 def table(outcomes: list[Outcome]) -> Table:

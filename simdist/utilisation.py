@@ -61,11 +61,14 @@ def utilisations(runs: Sequence[Run], changes: Mapping[str, Any] | None = None) 
     return UtilisationTable(rows, left_out, [f"{key}={value}" for key, value in changes.items()])
 
 
-def report_command(paths: Sequence[Path], out: Path | None, changes: Sequence[str] = ()) -> None:
+def report_command(
+    paths: Sequence[Path], out: Path | None, changes: Sequence[str] = (), shown: Callable[[Path], str] = str
+) -> None:
     """Write the report on some runs and print the bandwidths that they need.
 
     Args:
         changes: ``KEY=VALUE`` for the table of bandwidths, in place of the runs' own settings.
+        shown: says where a file is, for people.
 
     Raises:
         InputError: for paths without runs, or where the page would replace a file that is not ours.
@@ -85,7 +88,7 @@ def report_command(paths: Sequence[Path], out: Path | None, changes: Sequence[st
         Console().print(table)
     for label, reason in used.left_out.items():
         print(f"{label} is not in the table of bandwidths: {reason}")
-    print(f"Report: {page}")
+    print(f"Report: {shown(page)}")
 
 
 def _pricing(scenario: Scenario, program: Sequence[StepOps]) -> Callable[[float], float]:

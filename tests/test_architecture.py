@@ -75,6 +75,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "networkx": ("simdist/network/*.py",),
     "matplotlib": ("simdist/results/plots*.py", "analysis/*.py"),
     "pyarrow": ("simdist/results/*.py",),
+    "fsspec": ("simdist/results/remote.py",),
     "jinja2": ("simdist/results/report*.py",),
     "sklearn": ("simdist/workloads/digits.py",),
     "yaml": ("simdist/yaml_text.py", "simdist/results/*.py"),
@@ -82,8 +83,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torch.distributed": ("simdist/execution/gloo.py", "simdist/execution/ray_*.py"),
 }
 
-#: scripts that hold the simulator against something else: they use its parts, and real torch.distributed
-JUDGES = ("analysis/fidelity/*.py",)
+#: scripts that hold simdist against something else: they use its parts, and real torch.distributed
+JUDGES = ("analysis/fidelity/*.py", "analysis/benchmarks/*.py")
 
 #: seconds and bytes know no tensors
 NO_TORCH = (
@@ -114,7 +115,7 @@ NO_TORCH = (
 WALL_TIME = (
     "simdist/assembly.py",
     "simdist/running.py",
-    "simdist/lockstep_run.py",
+    "simdist/checkpointing.py",
     "simdist/irregular_run.py",
     "simdist/execution/ray_*.py",
     "simdist/execution/gloo.py",

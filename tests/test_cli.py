@@ -48,7 +48,15 @@ class FakeRuns:
         self.arguments: list[dict[str, Any]] = []
         self.failing: dict[int, BaseException] = {}
 
-    def run(self, scenario: Scenario, *, out: Path | None, progress: bool, ray_address: str | None) -> Path:
+    def run(
+        self,
+        scenario: Scenario,
+        *,
+        out: Path | None,
+        progress: bool,
+        ray_address: str | None,
+        publish: Callable[[Path], None] = lambda folder: None,
+    ) -> Path:
         self.scenarios.append(scenario)
         self.arguments.append({"out": out, "progress": progress, "ray_address": ray_address})
         out = out or Path("default")
@@ -61,14 +69,20 @@ class FakeRuns:
         (out / "summary.json").write_text(json.dumps(summary))
         return out
 
+    def resume(self, folder: Path, changes: list[str], *, progress: bool, ray_address: str | None) -> bool:
+        assert changes == []
+        self.run(load_scenario(str(folder / "scenario.yaml")), out=folder, progress=progress, ray_address=ray_address)
+        return True
+
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRuns:
     fake = FakeRuns()
-    module: Any = types.ModuleType("simdist.running")
-    module.run = fake.run
-    monkeypatch.setitem(sys.modules, "simdist.running", module)
-    monkeypatch.setattr(simdist, "running", module, raising=False)
+    for name, function in (("running", "run"), ("resuming", "resume")):
+        module = types.ModuleType(f"simdist.{name}")
+        setattr(module, function, getattr(fake, function))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(simdist, name, module, raising=False)
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -99,7 +113,7 @@ def test_version(call: Call) -> None:
     assert call("--version") == (0, f"simdist {simdist.__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["fly"], ["run", "x.py", "--nonsense"], ["plan", "x"], ["resume", "x"]])
+@pytest.mark.parametrize("arguments", [["run"], ["fly"], ["run", "x.py", "--nonsense"], ["plan"], ["resume"]])
 def test_usage_errors_have_status_2(call: Call, arguments: list[str]) -> None:
     status, _, message = call(*arguments)
     assert status == 2
@@ -198,7 +212,8 @@ def test_a_failed_point_does_not_stop_the_rest(call: Call, runs: FakeRuns, scena
 def test_an_interrupted_sweep_stops(call: Call, runs: FakeRuns, scenario: str) -> None:
     runs.failing = {0: KeyboardInterrupt()}
     status, _, message = call("sweep", scenario, "--over", "seed=0,1")
-    assert (status, message) == (130, "Interrupted\n")
+    assert (status, message.splitlines()[0]) == (130, "Interrupted")
+    assert "0 of 2 points are in runs/mine-sweep; the same command runs the others" in message
     assert len(runs.scenarios) == 1
 
 

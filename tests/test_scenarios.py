@@ -28,6 +28,10 @@ SMALL_GPT = ["workload.width=16", "workload.depth=1", "workload.heads=2", "workl
 #: ``--set`` texts that make a scenario small, besides two steps
 SMALLER: dict[str, list[str]] = {
     "bandwidth_vs_convergence": SMALL_GPT,
+    "compression_at_scale": [
+        *("workload.width=16", "workload.depth=1", "workload.heads=2", "workload.kv_heads=1", "workload.hidden=16"),
+        *("workload.vocabulary=256", "workload.context=16", "mesh.replicas=2", "mesh.shards=2"),
+    ],
     "custom_model": ["workload.batch=4"],
     "custom_optimizer": SMALL_GPT,
     # one worker alone would send nothing

@@ -87,6 +87,9 @@ def largest(x: Tensor, k: int) -> Tensor:
 
     torch.topk breaks ties in an order of its own, which may differ between devices and shapes. NaN counts as infinite.
     """
+    if x.is_meta:
+        # a plan has shapes only, and torch knows no shape for nonzero()
+        return x.new_empty((*x.shape[:-1], k), dtype=torch.int64)
     sizes = x.abs().nan_to_num(torch.inf, torch.inf)
     least = sizes.topk(k, sorted=False).values.amin(-1, keepdim=True)
     above, equal = sizes > least, sizes == least

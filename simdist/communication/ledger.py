@@ -77,13 +77,15 @@ class Ledger:
         self._plans = plans
         self._rows: list[tuple[int, Entry, float, float]] = []
         self._entries = lru_cache(maxsize=None)(self._step_entries)
+        # a model has many tensors of few sizes
+        self._sent = lru_cache(maxsize=4096)(lambda plan, *what: int(plan.total_sent(*what)))
         self._totals = lru_cache(maxsize=None)(lambda ops: sum(e.sent_bytes_total for e in self._entries(ops)))
 
     def entry(self, op: CollectiveOp, plans: Sequence[Plan]) -> Entry:
         """Book one collective on some groups of its axis, each with the plan that carried it out."""
         size = self.mesh.size(op.axis)
         counts = Counter(plans)
-        total = sum(n * plan.total_sent(op.op, op.payload_bytes, size, op.root) for plan, n in counts.items())
+        total = sum(n * self._sent(plan, op.op, op.payload_bytes, size, op.root) for plan, n in counts.items())
         return Entry(
             op.op,
             op.purpose,

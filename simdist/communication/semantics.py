@@ -69,6 +69,44 @@ def join(low: int, high: int, partial: dict[Node, Tensor]) -> Tensor:
     return join(low, middle, partial) + join(middle, high, partial)
 
 
+class TreeSum:
+    """The pairwise tree's sum of members who come in chunks, in order: one partial sum for each level of the tree.
+
+    Whatever the chunks, the bits are those of :func:`stacked_sum` over all members at once.
+
+    Attributes:
+        waiting: subtrees, as (low, high, sum), whose sisters have not come yet.
+    """
+
+    def __init__(self, members: int) -> None:
+        self.members = members
+        self.waiting: list[tuple[int, int, Tensor]] = []
+
+    def add(self, values: Tensor) -> None:
+        """Add the next members' values, ``[members of the chunk, ...]``."""
+        first = self.waiting[-1][1] if self.waiting else 0
+        for low, high in cover(0, self.members, first, first + len(values)):
+            own = values[low - first : high - first]
+            # a lone row is copied, so that it does not keep its whole chunk in memory
+            self.waiting.append((low, high, own[0].clone() if high - low == 1 else stacked_sum(own, 0)[0]))
+            while len(self.waiting) > 1 and self._siblings():
+                (low, _, left), (_, high, right) = self.waiting[-2:]
+                self.waiting[-2:] = [(low, high, left + right)]
+
+    def _siblings(self) -> bool:
+        """Whether the last two partial sums are those of a node's two children."""
+        (low, middle, _), (_, high, _) = self.waiting[-2:]
+        # left children have a power of two of members, at a multiple of twice that; only the last right one is smaller
+        count = middle - low
+        return low % (2 * count) == 0 and (high - middle == count or high == self.members)
+
+    def total(self) -> Tensor:
+        """Return the sum of all members."""
+        ((low, high, found),) = self.waiting
+        assert (low, high) == (0, self.members), "every member has been added"
+        return found
+
+
 def chunk(x: Tensor, dim: int, index: int, size: int) -> Tensor:
     """Return the ``index``-th of ``size`` equal chunks along ``dim`` (a view).
 

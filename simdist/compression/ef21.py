@@ -54,8 +54,8 @@ class EF21(Compression):
         flat = link.flat(x)
         # the same on all members over replicas: a cohort must not hold it once for each
         mean = link.worker.ops.alike(flat.new_zeros(flat.shape[-1]))
-        momentum = flat.clone() if self.eta < 1 else flat.narrow(-1, 0, 0)
-        return Estimates(flat.clone(), mean, momentum, flat.new_zeros(()))
+        momentum = (flat if self.eta < 1 else flat.narrow(-1, 0, 0)).clone()
+        return Estimates(flat.clone(), mean, momentum, torch.zeros((), dtype=x.dtype))
 
     async def mean(self, x: Tensor, state: Any, link: Link) -> tuple[Tensor, Estimates]:
         flat, first = link.flat(x), not bool(state.started)

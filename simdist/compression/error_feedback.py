@@ -57,7 +57,8 @@ class ErrorFeedback(Compression):
 
     def init(self, link: Link, x: Tensor) -> Memory:
         flat, codec = link.flat(x), known_codec(self.codec)
-        nothing = flat.narrow(-1, 0, 0)
+        # a copy: a view would keep all of the gradient of zeros in memory
+        nothing = flat.narrow(-1, 0, 0).clone()
         returns = not link.scatter and codec.reduction == "two_shot" and self.way_back == "compressed"
         return Memory(
             flat.clone(),

@@ -5,11 +5,22 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from simdist.execution.segments import Segments
 from simdist.network.flows import FlowSimulator, Route
-from simdist.network.network import Network
-from simdist.network.sharing import Floats
+from simdist.network.sharing import Floats, Sharing
+
+
+class Roads(Protocol):
+    """What a carrier asks of a network."""
+
+    @property
+    def sharing(self) -> Sharing:
+        """Fair rates on its links."""
+
+    def route(self, source: int, target: int) -> Route:
+        """Return the links and the latency (s) from one place to another."""
 
 
 class Carrier:
@@ -25,7 +36,7 @@ class Carrier:
     """
 
     def __init__(
-        self, network: Network, start: float = 0.0, watch: Callable[[float, Floats], None] | None = None
+        self, network: Roads, start: float = 0.0, watch: Callable[[float, Floats], None] | None = None
     ) -> None:
         self.now = 0.0
         self._network = network

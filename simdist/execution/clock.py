@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from simdist.communication.trace import CollectiveOp, StepOps
 from simdist.execution.pricing import StepPricer, StepTiming
@@ -39,6 +40,12 @@ class LockstepClock:
         self._now = 0.0
         self._lag: tuple[float, ...] | None = None
         self._number = 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the next step's times depend on, as plain data: equal states go on equally."""
+        lag = None if self._lag is None else list(self._lag)
+        return {"start": self._start, "now": self._now, "lag": lag, "number": self._number}
 
     def advance(self, ops: StepOps) -> StepTimes:
         """Price the next step and move the clock to its end."""

@@ -87,12 +87,14 @@ class Coder:
         return self._unrowed(self.codec.round_trip(rows, lambda: self._noise(owners, "/sum")), x.shape, lead)
 
     @property
-    def sums_in_chunks(self) -> bool:
-        """Whether contributions may be summed chunk by chunk of workers, as a cohort does with deferred gradients.
+    def reads_numbers_only(self) -> bool:
+        """Whether what a sum receives depends on the numbers alone: not on how they are cut, nor on noise."""
+        return self.codec is None or (self.codec.pointwise and self.codec.random == "no")
 
-        Not where a message is more than a number, nor where the order of additions shows in a coarse format.
-        """
-        return self.codec is None or (self.codec.pointwise and self.codec.sum_dtype(torch.float64) == torch.float64)
+    @property
+    def order_shows(self) -> bool:
+        """Whether sums are taken in a coarse number format, in which the order of additions is seen."""
+        return self.codec is not None and self.codec.sum_dtype(torch.float64) != torch.float64
 
     @property
     def _sliced(self) -> bool:

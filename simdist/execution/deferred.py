@@ -3,194 +3,207 @@
 The mean over N workers needs one accumulator, not N gradients. A :class:`DeferredGradients` therefore waits until a
 collective asks for a sum over some axis and then makes one pass over the workers in bounded chunks:
 
-* when the payload travels without loss and a group's members hold the same parameters, the sum of their gradients is
-  the gradient of their summed loss: one ordinary backward pass over the joined batches of a chunk;
-* otherwise ``torch.func.vmap`` computes a chunk of per-worker gradients, each is encoded and decoded by itself as the
-  wire would, and the chunk is summed.
+* when nothing is lost on the wire and a group's members hold the same parameters, joined batches give the sum of their
+  gradients at once;
+* otherwise workers have gradients of their own, a chunk at a time: each is encoded and decoded by itself as the wire
+  would, and the chunk is added to the tree of partial sums.
+
+A pass serves all values whose way to the wire is known by then: a program says it when it packs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from simdist.codecs import Codec, payload_bytes, silent
-from simdist.communication.semantics import stacked_sum
+from simdist.communication.semantics import TreeSum
+from simdist.execution.coding import Coder, Members
+from simdist.execution.worker_gradients import Chunk, Sizes, WorkerGradients
 from simdist.program import MeshShape
-from simdist.program.worker import Loss, Params
+from simdist.program.requests import Reduce, ReduceScatter
+from simdist.program.worker import Loss, Pack, Params, Use
 
-#: Numbers of the first batch tensor in one joined backward pass, and bytes of one chunk of per-worker gradients.
-JOINED_ELEMENTS = 1 << 15
-VMAP_BYTES = 256 * 2**20
+Sum: TypeAlias = "Reduce | ReduceScatter"
+#: what encodes a request in the step under way
+CoderFor: TypeAlias = Callable[[Any], Coder]
+_LEAD = {"replicas": 0, "shards": 1}
 
-Pack = Callable[[Params], Tensor]
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Deferred:
-    """One packed value of every worker, computed when somebody sums it."""
+    """One packed value of every worker, computed when somebody asks; what was computed lives as long as this does.
+
+    Attributes:
+        pack: of the gradients; None: the loss.
+        use: how it will be asked for, as far as the program has said.
+        sums: by :func:`_key` of a request, ``[R or 1, F or 1, ...]`` and the bytes of one worker's payload.
+        own: every worker's own value ``[R, F, ...]``, once it is there.
+    """
 
     owner: DeferredGradients
-    number: int
+    pack: Pack | None
+    use: Use
+    sums: dict[tuple[Any, ...], tuple[Tensor, int]] = field(default_factory=dict)
+    own: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         return self.owner.dtype
 
-    def summed(self, axis: str, codec: Codec | None) -> tuple[Tensor, int]:
-        """Return the sum over an axis (kept with size one) and the bytes of one worker's encoded payload."""
-        return self.owner.summed(self.number, axis, codec)
+    def summed(self, request: Sum, coder_for: CoderFor) -> tuple[Tensor, int]:
+        """Return the sum that a request asks for, whole, and the bytes of one worker's encoded payload.
+
+        The request's axis is kept, with size one. Numbers are in the format in which the codec sums.
+        """
+        return self.owner.summed(self, request, coder_for)
 
     def realize(self) -> Tensor:
         """Return every worker's own value, ``[R, F, ...]``."""
-        return self.owner.realized(self.number)
+        return self.owner.realized(self)
+
+    def of(self, chunk: Chunk) -> Tensor:
+        """Return the value of some workers."""
+        return chunk.losses if self.pack is None else self.pack(chunk.gradients)
 
 
 class DeferredGradients:
-    """The gradients of all workers of a cohort (see the module's docstring)."""
+    """The gradients of all workers of a cohort (see the module's docstring).
+
+    Args:
+        params: ``[R or 1, F or 1, ...]``.
+        batch: of a worker of the cohort, counted from 0.
+        places: where a cohort that is one block of a larger mesh begins on each axis; its own groups' members are
+            counted from there.
+    """
 
     def __init__(
-        self, mesh: MeshShape, loss: Loss, params: Params, batch: Callable[[int], Any], chunk: int | None
+        self,
+        mesh: MeshShape,
+        loss: Loss,
+        params: Params,
+        batch: Callable[[int], Any],
+        sizes: Sizes,
+        places: dict[str, int] | None = None,
     ) -> None:
         self.mesh = mesh
-        self._loss = loss
-        self._params = params
-        self._batch = batch
-        self._chunk = chunk
-        self._packs: list[Pack | None] = []
-        self._sums: dict[tuple[str, str], list[tuple[Tensor, int]]] = {}
-        self._realized: list[Tensor] | None = None
+        self._work = WorkerGradients(mesh, loss, params, batch, sizes)
+        self._places = places or dict.fromkeys(("replicas", "shards", "workers"), 0)
+        # weak: what nobody can ask for any more is neither computed nor kept
+        self._registered: list[weakref.ref[Deferred]] = []
+        self._begun = False
         self._mean_loss: Tensor | None = None
-        self.dtype = next(iter(params.values())).dtype
+        self.dtype = self._work.dtype
 
-    def packed(self, pack: Pack) -> Deferred:
-        """Register a linear function of the gradients that will be summed; it sees dimensions from the end only."""
-        return self._register(pack)
+    def packed(self, pack: Pack, use: Use = None) -> Deferred:
+        """Register a linear function of the gradients; it sees dimensions from the end only."""
+        return self._register(pack, use)
 
     def loss(self) -> Deferred:
-        return self._register(None)
+        return self._register(None, None)
 
-    def _register(self, pack: Pack | None) -> Deferred:
-        assert not self._sums, "everything is packed before the first sum is asked for"
-        assert self._realized is None, "everything is packed before the first value is asked for"
-        self._packs.append(pack)
-        return Deferred(self, len(self._packs) - 1)
+    def _register(self, pack: Pack | None, use: Use) -> Deferred:
+        assert not self._begun, "everything is packed before the first sum or value is asked for"
+        handle = Deferred(self, pack, use)
+        self._registered.append(weakref.ref(handle))
+        return handle
 
-    def summed(self, number: int, axis: str, codec: Codec | None) -> tuple[Tensor, int]:
-        if self._packs[number] is None and axis == "workers" and codec is None and self._mean_loss is not None:
+    def _alive(self) -> Iterable[Deferred]:
+        return (handle for ref in self._registered if (handle := ref()) is not None)
+
+    def summed(self, handle: Deferred, request: Sum, coder_for: CoderFor) -> tuple[Tensor, int]:
+        """See :meth:`Deferred.summed`."""
+        coder = coder_for(request)
+        measured = coder.codec is None and request.axis.name == "workers"
+        if handle.pack is None and measured and self._mean_loss is not None:
+            # every pass has computed it
             total = self._mean_loss * self.mesh.workers
             return total.reshape(1, 1), total.element_size()
-        if self._realized is not None:
-            return self._sum_of_realized(number, axis, codec)
-        key = (axis, codec.label if codec else "")
-        if key not in self._sums:
-            self._sums[key] = self._pass_over(axis, codec)
-        return self._sums[key][number]
+        if (key := _key(coder)) not in handle.sums:
+            served = {handle: coder}
+            for other in self._alive():
+                if isinstance(other.use, (Reduce, ReduceScatter)):
+                    theirs = coder_for(other.use)
+                elif other.use is None and other.pack is not None and coder.reads_numbers_only:
+                    # nothing was said; most likely the same is wanted of it
+                    theirs = coder
+                else:
+                    continue
+                if theirs.request.axis.name == request.axis.name and _key(theirs) not in other.sums:
+                    served.setdefault(other, theirs)
+            self._pass_over(request.axis.name, served, [h for h in self._alive() if h.use == "own" and h.own is None])
+        return handle.sums[key]
 
-    def realized(self, number: int) -> Tensor:
-        if self._realized is None:
-            rows = []
-            for first in range(0, self.mesh.workers, step := self._vmap_chunk()):
-                workers = list(range(first, min(first + step, self.mesh.workers)))
-                rows.append(self._per_worker(workers))
+    def realized(self, handle: Deferred) -> Tensor:
+        """See :meth:`Deferred.realize`."""
+        if handle.own is None:
+            self._pass_over("workers", {}, [h for h in self._alive() if h.use in (None, "own") and h.own is None])
+        if handle.own is None:  # it was to be summed
+            self._pass_over("workers", {}, [handle])
+        assert handle.own is not None
+        return handle.own
+
+    def _pass_over(self, axis: str, served: dict[Deferred, Coder], whole: list[Deferred]) -> None:
+        """Compute all gradients once: sums over the groups of an axis, and values of every worker's own."""
+        self._begun = True
+        groups = list(dict.fromkeys(self.mesh.group(axis, worker) for worker in range(self.mesh.workers)))
+        lossless = all(coder.codec is None or coder.codec.lossless(self.dtype) for coder in served.values())
+        joined = lossless and not whole and self._work.agree(axis)
+        losses = []
+        totals: dict[Deferred, Tensor] = {}
+        sizes: dict[Deferred, int] = {}
+        for number, group in enumerate(groups):
+            if joined:
+                chunk = self._work.joined(group)
+                losses.append(chunk.losses)
+                for handle, coder in served.items():
+                    value = handle.of(chunk)
+                    _put(totals, handle, number, len(groups), value)
+                    _, sizes[handle] = coder.contribution(value, Members([0]))
+                continue
+            trees = {handle: TreeSum(len(group)) for handle in served}
+            at = 0
+            for chunk in self._work.apart(group):
+                losses.append(chunk.losses.sum())
+                here = range(at, at + len(chunk.losses))
+                for handle, coder in served.items():
+                    places = range(here.start + self._places[axis], here.stop + self._places[axis])
+                    value, sizes[handle] = coder.contribution(handle.of(chunk), Members(places, 1, 0))
+                    trees[handle].add(value)
+                for handle in whole:
+                    self._keep(handle, [group[i] for i in here], handle.of(chunk))
+                at = here.stop
+            for handle, tree in trees.items():
+                _put(totals, handle, number, len(groups), tree.total())
+        self._mean_loss = torch.stack(losses).sum() / self.mesh.workers
+        for handle, coder in served.items():
+            handle.sums[_key(coder)] = totals.pop(handle).unsqueeze(_LEAD.get(axis, 1)), sizes[handle]
+
+    def _keep(self, handle: Deferred, workers: list[int], values: Tensor) -> None:
+        if handle.own is None:
             grid = (self.mesh.replicas, self.mesh.shards)
-            self._realized = [torch.cat(parts).unflatten(0, grid) for parts in zip(*rows, strict=True)]
-            self._note_losses(self._realized)
-        return self._realized[number]
+            handle.own = values.new_empty((*grid, *values.shape[1:]))
+        handle.own.flatten(0, 1)[workers] = values
 
-    def _sum_of_realized(self, number: int, axis: str, codec: Codec | None) -> tuple[Tensor, int]:
-        assert self._realized is not None
-        x = self._realized[number]
-        payload = (x,) if codec is None else codec.encode(x, silent)
-        value = x if codec is None else codec.round_trip(x)
-        if axis == "workers":
-            value = stacked_sum(value.flatten(0, 1).unsqueeze(0), 1)
-        else:
-            value = stacked_sum(value, 0 if axis == "replicas" else 1)
-        return value, payload_bytes(payload, self.mesh.workers)
 
-    def _pass_over(self, axis: str, codec: Codec | None) -> list[tuple[Tensor, int]]:
-        """Sum every registered value over every group of an axis."""
-        groups = list({self.mesh.group(axis, worker): None for worker in range(self.mesh.workers)})
-        lossless = codec is None or codec.lossless(self.dtype)
-        joined = lossless and all(self._agrees(axis, x) for x in self._params.values())
-        sums = [self._joined(list(group)) if joined else self._summed_by_vmap(list(group), codec) for group in groups]
-        result = []
-        for number in range(len(self._packs)):
-            values = torch.stack([group[number] for group in sums])
-            values = values.unsqueeze(1) if axis != "replicas" else values.unsqueeze(0)
-            sample = values[0, 0]
-            result.append((values, payload_bytes((sample,) if codec is None else codec.encode(sample, silent))))
-        self._note_losses([values for values, _ in result], len(groups[0]))
-        return result
+def _put(totals: dict[Deferred, Tensor], handle: Deferred, number: int, groups: int, total: Tensor) -> None:
+    """Note one group's sum in its place among all groups': in one piece of memory, which may be large."""
+    if groups == 1:
+        totals[handle] = total.unsqueeze(0)
+        return
+    if handle not in totals:
+        totals[handle] = total.new_empty((groups, *total.shape))
+    totals[handle][number] = total
 
-    def _note_losses(self, values: list[Tensor], members: int = 1) -> None:
-        for pack, value in zip(self._packs, values, strict=True):
-            if pack is None:
-                self._mean_loss = value.mean() / members
 
-    @staticmethod
-    def _agrees(axis: str, x: Tensor) -> bool:
-        """Whether all members of a group along ``axis`` hold the same value of a parameter."""
-        return (axis == "replicas" or x.shape[1] == 1) and (axis == "shards" or x.shape[0] == 1)
-
-    def _at(self, x: Tensor, worker: int) -> Tensor:
-        r, f = divmod(worker, self.mesh.shards)
-        return x[r if x.shape[0] > 1 else 0, f if x.shape[1] > 1 else 0]
-
-    def _joined(self, workers: list[int]) -> list[Tensor]:
-        """Sum over a group by backward passes over joined batches."""
-        leaves = {name: self._at(x, workers[0]).detach().requires_grad_() for name, x in self._params.items()}
-        totals: list[Tensor] | None = None
-        some = self._batch(workers[0])
-        step = self._chunk or max(1, JOINED_ELEMENTS // max(1, some[0].numel()))
-        for first in range(0, len(workers), step):
-            members = workers[first : first + step]
-            batches = [self._batch(worker) for worker in members]
-            joined = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
-            loss = self._loss(leaves, joined) * len(members)
-            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            gradients = {
-                name: torch.zeros_like(x) if g is None else g
-                for (name, x), g in zip(leaves.items(), found, strict=True)
-            }
-            values = [loss.detach() if pack is None else pack(gradients) for pack in self._packs]
-            totals = values if totals is None else [a + b for a, b in zip(totals, values, strict=True)]
-        assert totals is not None
-        return totals
-
-    def _summed_by_vmap(self, workers: list[int], codec: Codec | None) -> list[Tensor]:
-        """Sum over a group from encoded per-worker values."""
-        totals: list[Tensor] | None = None
-        for first in range(0, len(workers), step := self._vmap_chunk()):
-            values = self._per_worker(workers[first : first + step])
-            arrived = [
-                x if codec is None or pack is None else codec.round_trip(x)
-                for x, pack in zip(values, self._packs, strict=True)
-            ]
-            sums = [stacked_sum(x, 0)[0] for x in arrived]
-            totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
-        assert totals is not None
-        return totals
-
-    def _vmap_chunk(self) -> int:
-        size = sum(x[0, 0].numel() * x.element_size() for x in self._params.values())
-        return self._chunk or max(1, VMAP_BYTES // size)
-
-    def _per_worker(self, workers: list[int]) -> list[Tensor]:
-        """Return every packed value for some workers, ``[len(workers), ...]``."""
-        batches = [self._batch(worker) for worker in workers]
-        stacked = tuple(torch.stack(parts) for parts in zip(*batches, strict=True))
-        own = {name: x.shape[0] * x.shape[1] > 1 for name, x in self._params.items()}
-        params = {
-            name: torch.stack([self._at(x, worker) for worker in workers]) if own[name] else x[0, 0]
-            for name, x in self._params.items()
-        }
-        dims = {name: 0 if mine else None for name, mine in own.items()}
-        one = torch.func.grad_and_value(self._loss)
-        gradients, losses = torch.func.vmap(one, in_dims=(dims, 0))(params, stacked)
-        return [losses.detach() if pack is None else pack(gradients) for pack in self._packs]
+def _key(coder: Coder) -> tuple[Any, ...]:
+    """Return what a sum depends on, besides the values."""
+    request = coder.request
+    codec = coder.codec.label if coder.codec else ""
+    if coder.reads_numbers_only:
+        return request.axis.name, codec
+    return request.axis.name, codec, type(request), getattr(request, "dim", None), request.label

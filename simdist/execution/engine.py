@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,10 +14,14 @@ from typing_extensions import Self
 from simdist.execution.exchange import Alone
 from simdist.execution.inline import inline_worker
 from simdist.execution.lockstep import BlockResolver, Hold, LockstepBlock, Resolver, StepOutcome
+from simdist.execution.saved import Part
 from simdist.execution.stacked import StackedResolver, cohort
 from simdist.execution.wiring import Wiring
 from simdist.program import MeshShape, Worker
 from simdist.program.program import LockstepProgram
+
+#: whether a step may be begun
+MayBegin = Callable[[int], bool]
 
 
 class Holder(ABC):
@@ -55,12 +59,36 @@ class Engine(Holder):
     """Runs the workers of one lock-step program."""
 
     @abstractmethod
-    def steps(self, first: int, last: int) -> Iterator[StepOutcome]:
+    def steps(self, first: int, last: int, may_begin: MayBegin = lambda step: True) -> Iterator[StepOutcome]:
         """Run steps ``first`` to ``last`` and yield what each did.
 
+        Args:
+            may_begin: asked before each step; on the first no the steps under way are finished, and that is all.
+
         Raises:
-            RunError: when a worker's process is lost.
+            WorkersLost: when a worker's process is gone.
         """
+
+    @abstractmethod
+    def save(self) -> Iterator[Part]:
+        """Yield the states of all workers, block by block, as they are after the last step that was run.
+
+        Raises:
+            ProgramError: for a program whose state is no plain data (see :mod:`simdist.program.state`).
+        """
+
+    @abstractmethod
+    def restore(self, parts: Sequence[Part], step: int) -> None:
+        """Go on from what :meth:`save` gave after ``step``; only between :meth:`start` and the first step.
+
+        Raises:
+            InputError: when that was another program, or another kind of engine.
+        """
+
+    @property
+    @abstractmethod
+    def intact_after(self) -> int | None:
+        """The step whose states :meth:`save` would give although a later one failed; None where they are gone."""
 
     @abstractmethod
     def parameters(self) -> dict[str, Tensor]:
@@ -72,6 +100,7 @@ class LocalEngine(Engine):
 
     def __init__(self, program: LockstepProgram, workers: list[Worker], resolver: Resolver, hold: Hold | None) -> None:
         self._block = LockstepBlock(program, workers, resolver, hold)
+        self._all = range(workers[0].count)
 
     @classmethod
     def inline(
@@ -97,9 +126,21 @@ class LocalEngine(Engine):
     def start(self) -> None:
         self._block.start()
 
-    def steps(self, first: int, last: int) -> Iterator[StepOutcome]:
+    def steps(self, first: int, last: int, may_begin: MayBegin = lambda step: True) -> Iterator[StepOutcome]:
         for step in range(first, last + 1):
+            if not may_begin(step):
+                return
             yield self._block.step(step)
+
+    def save(self) -> Iterator[Part]:
+        yield Part(self._all, self._block.save(self._all))
+
+    def restore(self, parts: Sequence[Part], step: int) -> None:
+        self._block.restore([part.data for part in parts], self._all, step)
+
+    @property
+    def intact_after(self) -> int | None:
+        return self._block.completed
 
     def parameters(self) -> dict[str, Tensor]:
         return self._block.parameters()

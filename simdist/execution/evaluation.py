@@ -13,6 +13,7 @@ import numpy as np
 
 from simdist.execution.collective_times import TOGETHER, CollectiveTimes, GroupTimes
 from simdist.execution.events import Groups
+from simdist.execution.lanes import Index
 from simdist.execution.tasks import StepGraph, Task
 from simdist.network.sharing import Floats
 
@@ -51,7 +52,8 @@ class Evaluation:
         self._lag = lag
         self._clock = clock
         #: (begin, end, links) of everything that uses links: one entry per group, or one for all groups together
-        self._uses: list[tuple[float, float, tuple[int, ...]]] = []
+        self._uses: list[tuple[float, float, Index]] = []
+        self._links = times.links
 
     def run(self) -> TaskTimes | None:
         """Return the times, or None where collectives meet on a link and have to be replayed."""
@@ -95,20 +97,18 @@ class Evaluation:
 
     def _note(self, found: GroupTimes, starts: Floats) -> None:
         ends = starts + found.seconds
-        if found.apart:
-            self._uses += [
-                use for use in zip(starts.tolist(), ends.tolist(), found.links, strict=True) if use[1] > use[0]
-            ]
+        alike = bool((starts == starts[0]).all() and (ends == ends[0]).all())
+        if found.apart and not alike:
+            uses = zip(starts.tolist(), ends.tolist(), found.links, strict=True)
+            self._uses += [use for use in uses if use[1] > use[0]]
         elif ends.max() > starts.min():
-            used = tuple(sorted({link for links in found.links for link in links}))
-            self._uses.append((float(starts.min()), float(ends.max()), used))
+            self._uses.append((float(starts.min()), float(ends.max()), found.all_links))
 
     def _undisturbed(self) -> bool:
         """Whether no link is used by two collectives at once."""
-        last: dict[int, float] = {}
+        last = np.zeros(self._links)
         for start, end, links in sorted(self._uses, key=lambda use: use[:2]):
-            for link in links:
-                if last.get(link, 0.0) - start > TOGETHER * start:
-                    return False
-                last[link] = end
+            if (last[links] - start > TOGETHER * start).any():
+                return False
+            last[links] = end
         return True

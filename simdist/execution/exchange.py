@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simdist.execution.agreement import Topic
+
 
 @dataclass(frozen=True)
 class Like:
@@ -40,9 +42,21 @@ class Exchange(ABC):
 
     @abstractmethod
     def swap(
-        self, outgoing: Mapping[int, Sequence[Tensor]], incoming: Mapping[int, Sequence[Like]]
+        self, outgoing: Mapping[int, Sequence[Tensor]], incoming: Mapping[int, Sequence[Like]], topic: Topic
     ) -> dict[int, list[Tensor]]:
-        """Send ``outgoing[b]`` to every block b and return what each sent here, shaped as ``incoming[b]``."""
+        """Send ``outgoing[b]`` to every block b and return what each sent here, shaped as ``incoming[b]``.
+
+        Raises:
+            ProgramError: when a block sends something on another topic: the programs disagree.
+        """
+
+    @abstractmethod
+    def meet(self, topic: Topic) -> None:
+        """Hear from all other blocks that they are there too.
+
+        Raises:
+            ProgramError: when one is not.
+        """
 
 
 class Alone(Exchange):
@@ -53,8 +67,11 @@ class Alone(Exchange):
         self.me = 0
 
     def swap(
-        self, outgoing: Mapping[int, Sequence[Tensor]], incoming: Mapping[int, Sequence[Like]]
+        self, outgoing: Mapping[int, Sequence[Tensor]], incoming: Mapping[int, Sequence[Like]], topic: Topic
     ) -> dict[int, list[Tensor]]:
         assert not outgoing, "a single block has nobody to send to"
         assert not incoming, "a single block has nobody to hear from"
         return {}
+
+    def meet(self, topic: Topic) -> None:
+        """Nobody else is there."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simdist.communication.semantics import chunk
 from simdist.program import Axis, Mesh, MeshShape, Worker
-from simdist.program.worker import Loss, Params, WorkerOps
+from simdist.program.worker import Loss, Pack, Params, Use, WorkerOps
 
 
 class EagerGradients:
@@ -20,7 +20,7 @@ class EagerGradients:
         self._gradients = gradients
         self._loss = loss
 
-    def packed(self, pack: Callable[[Params], Tensor]) -> Tensor:
+    def packed(self, pack: Pack, use: Use = None) -> Tensor:
         return pack(self._gradients)
 
     def loss(self) -> Tensor:

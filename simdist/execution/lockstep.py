@@ -15,13 +15,17 @@ from typing import Any
 from torch import Tensor
 
 from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOps, WaveOps
-from simdist.errors import ProgramError
+from simdist.errors import InputError, ProgramError
+from simdist.execution.agreement import END, Topic
+from simdist.execution.coding import OPS
 from simdist.execution.collectives import Groups, Part
 from simdist.execution.exchange import Exchange
+from simdist.execution.saved import Form, SavedBlock, dealt_out
 from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local, words
 from simdist.program import MeshShape, Worker
 from simdist.program.program import LockstepProgram
 from simdist.program.requests import Request, Wave
+from simdist.program.state import from_plain, to_plain
 
 #: Called after every wave with the descriptors of the step so far; a paced run holds the transfers back here.
 Hold = Callable[[StepOps], None]
@@ -32,9 +36,11 @@ class Resolver(ABC):
 
     Attributes:
         step: the step under way (0 before the first): random roundings of a wire differ from step to step.
+        wave: number of the wave under way within the step, from 0.
     """
 
     step: int = 0
+    wave: int = 0
 
     @abstractmethod
     def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], StepOps]:
@@ -42,6 +48,17 @@ class Resolver(ABC):
 
         A wave becomes several where one collective is carried out as two, one after the other.
         """
+
+    def finish(self) -> None:  # noqa: B027 - not abstract: a resolver that has all workers has nobody to wait for
+        """End a step: together with the other blocks, where there are any.
+
+        Raises:
+            ProgramError: when they are not at their step's end.
+        """
+
+    def topic(self, wave: Wave) -> Topic:
+        """Return what a wave is about: the same for all blocks of a lock-step program."""
+        return Topic(self.step, self.wave, [_kind(request) for request in wave])
 
 
 def in_phases(items: Sequence[Sequence[CollectiveOp | ComputeOp | SleepOp]]) -> StepOps:
@@ -71,9 +88,12 @@ class BlockResolver(Resolver):
             else:
                 items.append(None)
                 ops.append((describe_local(first),))
-        arrived = swap_parts(self.exchange, [part for part in items if part])
+        arrived = swap_parts(self.exchange, [part for part in items if part], self.topic(waves[0]))
         columns = [part.answers(arrived) if part else [None] * len(waves) for part in items]
         return [tuple(column[i] for column in columns) for i in range(len(waves))], in_phases(ops)
+
+    def finish(self) -> None:
+        self.exchange.meet(Topic(self.step, END))
 
     def _aligned(self, waves: Sequence[Wave]) -> list[Any]:
         """Regroup the waves of all workers by item, after checking that they ask for the same things."""
@@ -90,7 +110,7 @@ class BlockResolver(Resolver):
         return list(zip(*waves, strict=True))
 
 
-def swap_parts(exchange: Exchange, parts: Sequence[Part]) -> dict[int, Iterator[Tensor]]:
+def swap_parts(exchange: Exchange, parts: Sequence[Part], topic: Topic) -> dict[int, Iterator[Tensor]]:
     """Exchange what the items of one wave need, in one message per pair of blocks."""
     blocks = range(len(exchange.blocks))
     outgoing = {b: [x for part in parts for x in part.outgoing.get(b, [])] for b in blocks}
@@ -98,8 +118,17 @@ def swap_parts(exchange: Exchange, parts: Sequence[Part]) -> dict[int, Iterator[
     arrived = exchange.swap(
         {b: tensors for b, tensors in outgoing.items() if tensors},
         {b: tensors for b, tensors in incoming.items() if tensors},
+        topic,
     )
     return {b: iter(tensors) for b, tensors in arrived.items()}
+
+
+def _kind(request: Request) -> str:
+    """Describe a request without its sizes, which a cohort's leading axes are part of."""
+    if isinstance(request, COLLECTIVES):
+        label = request.label
+        return f"{OPS[type(request)]} of {label.tensor!r} on axis {request.axis.name!r} ({label.purpose})"
+    return type(request).__name__
 
 
 def _signature(request: Request) -> tuple[Any, ...]:
@@ -130,6 +159,8 @@ class LockstepBlock:
         self.resolver = resolver
         self.hold = hold
         self.states: list[Any] = []
+        #: the last step that all workers have finished; ``states`` are those after it
+        self.completed = 0
 
     def start(self) -> None:
         """Make the initial states."""
@@ -146,10 +177,45 @@ class LockstepBlock:
             [self.program.step(worker, state, step) for worker, state in zip(self.workers, self.states, strict=True)],
             self.hold,
         )
+        self.resolver.finish()
         self.states = [state for state, _ in results]
+        self.completed = step
         report = {key: scalar(value) for key, value in results[0][1].items()}
         seen = [{k: scalar(v) for k, v in row.items()} for row in self.workers[0].observations]
         return StepOutcome(step, ops, report, seen)
+
+    def save(self, workers: range) -> bytes:
+        """Return the states as they are between two steps.
+
+        Args:
+            workers: whose they are.
+
+        Raises:
+            ProgramError: for a state that is no plain data.
+        """
+        return SavedBlock(workers, self._form, [to_plain(state) for state in self.states]).to_bytes()
+
+    def restore(self, blocks: Sequence[bytes], workers: range, step: int) -> None:
+        """Go on from saved states; after :meth:`start`, whose states say what form they have.
+
+        Args:
+            blocks: all that were saved together, or those with this block's workers.
+            workers: of this block.
+            step: the step after which they were saved.
+
+        Raises:
+            InputError: when they are not these workers' states of this program.
+        """
+        saved = dealt_out(blocks, workers, self._form)
+        try:
+            self.states = [from_plain(like, plain) for like, plain in zip(self.states, saved, strict=True)]
+        except ProgramError as error:
+            raise InputError(f"the checkpoint does not fit this program: {error}") from error
+        self.completed = step
+
+    @property
+    def _form(self) -> Form:
+        return "cohort" if self.workers[0].index is None else "workers"
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the full parameters, as the first worker of the block sees them."""
@@ -166,6 +232,7 @@ class LockstepBlock:
         answers: list[Any] = [None] * len(programs)
         record: list[WaveOps] = []
         try:
+            self.resolver.wave = 0
             while True:
                 waves, results = [], []
                 for program, answer in zip(programs, answers, strict=True):
@@ -181,6 +248,7 @@ class LockstepBlock:
                 if results:
                     return results, tuple(record)
                 answers, ops = self.resolver.resolve(waves)
+                self.resolver.wave += 1
                 if ops:
                     record.extend(ops)
                     if hold is not None:
@@ -191,5 +259,10 @@ class LockstepBlock:
 
 
 def scalar(value: Any) -> Any:
-    """Return a reported tensor as a number (a cohort's copies of it are averaged); other values as they are."""
-    return float(value.detach().double().mean()) if isinstance(value, Tensor) else value
+    """Return a reported tensor as a number (a cohort's copies of it are averaged); other values as they are.
+
+    None for a tensor without values, as a plan has them.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    return None if value.is_meta else float(value.detach().double().mean())

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+
 from simdist.communication.plans import Collectives, GroupShape, Plan
-from simdist.execution.course import seconds_alone
+from simdist.execution.course import Course, run_phases, seconds_alone
 from simdist.execution.events import Groups
+from simdist.execution.lanes import LaneBook
 from simdist.network.network import Network
 
 
 class Planner:
     """Chooses plans group by group and remembers the choice.
+
+    Attributes:
+        groups: of workers along each axis of the mesh.
+        lanes: the routes of whatever was priced.
 
     Args:
         network: where workers sit: plans may know which of them are near each other.
@@ -22,6 +29,7 @@ class Planner:
 
     def __init__(self, network: Network, mesh: tuple[int, int], collectives: Collectives) -> None:
         self.groups = Groups(mesh)
+        self.lanes = LaneBook(network)
         self._network = network
         self._collectives = collectives
         self._shapes = {
@@ -45,8 +53,14 @@ class Planner:
 
     def _seconds_alone(self, group: tuple[int, ...], op: str, payload_bytes: int, root: int, plan: Plan) -> float:
         """Return how long a plan takes one group when nothing else is under way."""
-        rounds = plan.rounds(op, payload_bytes, len(group), root)
-        return seconds_alone(self._network, group, rounds, plan.in_flight(op))
+        if self._network.varies:
+            rounds = plan.rounds(op, payload_bytes, len(group), root)
+            return seconds_alone(self._network, group, rounds, plan.in_flight(op))
+        course = Course(1, plan.in_flight(op))
+        phases = plan.phases(op, payload_bytes, len(group), root) if len(group) > 1 else ()
+        for _ in run_phases(phases, self.lanes, np.array([group], dtype=np.intp), course):
+            pass
+        return float(course.over[0])
 
 
 def _renumbered(islands: Sequence[int]) -> tuple[int, ...]:

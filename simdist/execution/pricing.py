@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ from simdist.execution.evaluation import Evaluation, TaskTimes
 from simdist.execution.overlap import NoOverlap, Overlap
 from simdist.execution.planning import Planner
 from simdist.execution.replay import Replay
+from simdist.execution.sections import one_by_one, sections
 from simdist.execution.tasks import StepGraph
 from simdist.network.network import Network
 from simdist.network.sharing import Floats
@@ -74,6 +76,11 @@ class _Known:
     seconds: Floats
     computes: npt.NDArray[np.bool_]
     plans: tuple[tuple[Plan, ...], ...]
+
+    @cached_property
+    def sections(self) -> tuple[tuple[slice, StepGraph], ...]:
+        """The graph in pieces that follow one after the other."""
+        return tuple(sections(self.graph))
 
 
 class StepPricer:
@@ -175,13 +182,23 @@ class StepPricer:
         return _Known(graph, seconds, computes, tuple(plans[place] for place in sorted(plans)))
 
     def _price(self, known: _Known, lag: Floats, slowness: tuple[float, ...], clock: float) -> StepTiming:
-        graph, seconds = known.graph, _on_workers(known, slowness)
+        seconds = _on_workers(known, slowness)
         found: TaskTimes | None = None
         if not self._exact:
-            found = Evaluation(graph, self.planner.groups, self._times, seconds, lag, clock).run()
-        if found is None:
-            found = Replay(graph, self.network, self.planner, seconds, lag, clock).run()
-        return _timing(graph, found)
+            found = self._closed(known.graph, seconds, lag, clock)
+            if found is None and len(known.sections) > 1:
+                run = partial(self._run, clock=clock)
+                found = one_by_one(known.sections, seconds, lag, run)
+        return _timing(known.graph, self._replayed(known.graph, seconds, lag, clock) if found is None else found)
+
+    def _run(self, graph: StepGraph, seconds: Floats, lag: Floats, clock: float) -> TaskTimes:
+        return self._closed(graph, seconds, lag, clock) or self._replayed(graph, seconds, lag, clock)
+
+    def _closed(self, graph: StepGraph, seconds: Floats, lag: Floats, clock: float) -> TaskTimes | None:
+        return Evaluation(graph, self.planner.groups, self._times, seconds, lag, clock).run()
+
+    def _replayed(self, graph: StepGraph, seconds: Floats, lag: Floats, clock: float) -> TaskTimes:
+        return Replay(graph, self.network, self.planner, seconds, lag, clock, lump=not self._exact).run()
 
     def _remember(self, key: tuple[object, ...], timing: StepTiming) -> None:
         """Keep a timing, dropping the oldest when they hold too much."""
@@ -230,6 +247,14 @@ def _busy(begin: Floats, end: Floats) -> Floats:
     """Return for how long at least one of some intervals runs, per worker; shapes [intervals, workers]."""
     if not len(begin):
         return np.zeros(begin.shape[1])
+    # in most steps most workers do the same as the first, at the same time
+    unlike = np.flatnonzero(((begin != begin[:, :1]) | (end != end[:, :1])).any(axis=0))
+    found = np.full(begin.shape[1], _covered(begin[:, :1], end[:, :1])[0])
+    found[unlike] = _covered(begin[:, unlike], end[:, unlike])
+    return found
+
+
+def _covered(begin: Floats, end: Floats) -> Floats:
     order = np.argsort(begin, axis=0, kind="stable")
     begin, end = np.take_along_axis(begin, order, 0), np.take_along_axis(end, order, 0)
     until = np.maximum.accumulate(end, axis=0)

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from simdist.errors import SimdistError
-from simdist.execution.engine import Engine, peak_rss_bytes, set_threads
+from simdist.execution.engine import Engine, MayBegin, peak_rss_bytes, set_threads
 from simdist.execution.exchange import Alone, Exchange
 from simdist.execution.inline import inline_worker
 from simdist.execution.lockstep import BlockResolver, Hold, LockstepBlock, Resolver, StepOutcome
-from simdist.execution.ray_cluster import ActorGroup, Failure
+from simdist.execution.memory import what_helps
+from simdist.execution.ray_actors import ActorGroup, Failure
+from simdist.execution.saved import Part
 from simdist.execution.stacked_block import StackedBlockResolver, block_cohort, part_of_mesh
 from simdist.execution.wiring import Wiring
 from simdist.program import MeshShape, Worker
@@ -30,7 +32,7 @@ from simdist.program.program import LockstepProgram
 #: Steps that the actors are told to run ahead of the one that the driver reads.
 AHEAD = 2
 
-#: Where blocks find each other: a file on the one node they share, or a host and port.
+#: Where blocks find each other: a file on the driver's node if all are there, or a host and port.
 Rendezvous = str | tuple[str, int]
 
 
@@ -100,7 +102,7 @@ class BlockActor:
         if isinstance(rendezvous, str):
             return GlooExchange(self.blocks, self.me, torch_stores().FileStore(rendezvous, count), loopback=True)
         store = self.store or torch_stores().TCPStore(*rendezvous, count, is_master=False)
-        return GlooExchange(self.blocks, self.me, store, loopback=False)
+        return GlooExchange(self.blocks, self.me, store, loopback=False, address=self.node()[1])
 
     def step(self, step: int) -> StepOutcome | Failure | None:
         """Run one step; only the first block reports what it did, since all did the same."""
@@ -109,6 +111,28 @@ class BlockActor:
         except SimdistError as error:
             return Failure(error)
         return outcome if self.me == 0 else None
+
+    def save(self) -> bytes | Failure:
+        """Return the states of this block's workers."""
+        try:
+            return self.block.save(self.blocks[self.me])
+        except SimdistError as error:
+            return Failure(error)
+
+    def restore(self, blocks: Sequence[Any], step: int) -> Failure | None:
+        """Go on from saved states.
+
+        Args:
+            blocks: references to what the blocks of the run that was saved had been, those of this block's workers.
+            step: the step after which they were saved.
+        """
+        import ray
+
+        try:
+            self.block.restore(ray.get(list(blocks)), self.blocks[self.me], step)
+        except SimdistError as error:
+            return Failure(error)
+        return None
 
     def parameters(self) -> dict[str, Tensor] | Failure | None:
         """Return the full parameters, from the first block."""
@@ -136,7 +160,7 @@ class RayEngine(Engine):
     Args:
         make_program: makes the program in each actor (a picklable function).
         make_hold: makes each actor's pacing, for paced runs.
-        blocks, device, address: see :class:`simdist.execution.ray_cluster.ActorGroup`.
+        blocks, device, threads, address, squeeze: see :class:`simdist.execution.ray_actors.ActorGroup`.
     """
 
     def __init__(
@@ -152,19 +176,23 @@ class RayEngine(Engine):
         threads: int = 1,
         stacking: Stacking = Stacking(),
         address: str | None = None,
+        squeeze: bool = False,
     ) -> None:
         if stacking.stacked:
             for block in blocks:
                 part_of_mesh(mesh, block)
-        self._group = ActorGroup(blocks, device, address)
+        helps = what_helps(stacking.stacked, stacking.chunk, len(blocks))
+        self._group = ActorGroup(blocks, device, address, threads, helps, squeeze)
         self._actor_args = (list(blocks), mesh, threads, stacking)
         self._start_args = (make_program, wiring, seed, make_hold)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self) -> None:
         self._group.start(BlockActor, *self._actor_args)
+        import ray
+
         nodes = self._group.call("node")
-        if len({node for node, _ in nodes}) == 1:
+        if {node for node, _ in nodes} == {ray.get_runtime_context().get_node_id()}:
             self._folder = tempfile.TemporaryDirectory(prefix="simdist-")
             rendezvous: Rendezvous = str(Path(self._folder.name) / "rendezvous")
         else:
@@ -172,14 +200,38 @@ class RayEngine(Engine):
             rendezvous = (nodes[0][1], port)
         self._group.call("start", *self._start_args, rendezvous)
 
-    def steps(self, first: int, last: int) -> Iterator[StepOutcome]:
+    def steps(self, first: int, last: int, may_begin: MayBegin = lambda step: True) -> Iterator[StepOutcome]:
         ahead: list[list[Any]] = []
         for step in range(first, last + 1):
+            if not may_begin(step):
+                break
             ahead.append(self._group.begin("step", step))
             if len(ahead) > AHEAD:
                 yield self._group.results(ahead.pop(0))[0]
         while ahead:
             yield self._group.results(ahead.pop(0))[0]
+
+    def save(self) -> Iterator[Part]:
+        # one by one: the driver never holds more than one block
+        for index, workers in enumerate(self._group.blocks):
+            data: bytes = self._group.results([self._group.begin_one(index, "save")], [index])[0]
+            yield Part(workers, data)
+
+    def restore(self, parts: Sequence[Part], step: int) -> None:
+        import ray
+
+        wanted: dict[int, list[Any]] = {index: [] for index in range(len(self._group.blocks))}
+        for held, data in parts:
+            reference = ray.put(data)
+            for index, block in enumerate(self._group.blocks):
+                if block.start < held.stop and held.start < block.stop:
+                    wanted[index].append(reference)
+        self._group.results([self._group.begin_one(i, "restore", mine, step) for i, mine in wanted.items()])
+
+    @property
+    def intact_after(self) -> int | None:
+        """Other blocks may be in the middle of a step that has failed in one."""
+        return None
 
     def parameters(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = self._group.call("parameters")[0]

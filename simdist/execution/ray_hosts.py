@@ -13,7 +13,8 @@ from simdist.errors import SimdistError
 from simdist.execution.engine import peak_rss_bytes, set_threads
 from simdist.execution.inline import inline_worker
 from simdist.execution.live_block import Asked, Delivery, LiveBlock, LiveHosts
-from simdist.execution.ray_cluster import ActorGroup, Failure
+from simdist.execution.memory import what_helps
+from simdist.execution.ray_actors import ActorGroup, Failure
 from simdist.execution.wiring import Wiring
 from simdist.program import MeshShape
 from simdist.program.program import IrregularProgram
@@ -65,7 +66,7 @@ class RayHosts(LiveHosts):
         threads: int = 1,
         address: str | None = None,
     ) -> None:
-        self._group = ActorGroup(blocks, device, address)
+        self._group = ActorGroup(blocks, device, address, threads, what_helps(False, None, len(blocks)))
         self._owner = {worker: actor for actor, block in enumerate(blocks) for worker in block}
         self._actor_args = (list(blocks), mesh, threads)
         self._start_args = (make_program, wiring, seed)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from simdist.settings import PositiveInt, Settings
+from simdist.settings import NaturalInt, PositiveInt, Settings
 
 
 class EngineSettings(Settings):
@@ -21,6 +21,7 @@ class EngineSettings(Settings):
         device: where the tensors live.
         threads: torch threads of each process; default one, which keeps sums in the same order on every machine, and
             all cores where one stacked cohort has the process to itself.
+        retries: how often a run on Ray starts again from its last checkpoint when an actor or node is lost; null: 3.
         chunk: workers whose gradients a stacked engine computes at a time; default: chosen by the engine.
     """
 
@@ -30,6 +31,7 @@ class EngineSettings(Settings):
     block: Literal["inline", "stacked"] = "inline"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: PositiveInt | None = None
+    retries: NaturalInt | None = None
     chunk: PositiveInt | None = None
 
     @model_validator(mode="after")
@@ -41,7 +43,7 @@ class EngineSettings(Settings):
             )
         if self.name == "ray":
             return self
-        given = {"actors": self.actors, "workers_per_actor": self.workers_per_actor}
+        given = {"actors": self.actors, "workers_per_actor": self.workers_per_actor, "retries": self.retries}
         for key, value in given.items():
             if value is not None:
                 raise ValueError(f"got {key} {value} with engine {self.name!r}; expected it only with name 'ray'")

@@ -26,6 +26,7 @@ from simdist.execution.coding import Coder, Members
 from simdist.execution.deferred import Deferred, DeferredGradients
 from simdist.execution.lockstep import Resolver, in_phases
 from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local
+from simdist.execution.worker_gradients import Sizes
 from simdist.program import Axis, Mesh, MeshShape, Worker
 from simdist.program.requests import (
     AllGather,
@@ -53,7 +54,7 @@ class StackedResolver(Resolver):
         ops: list[Sequence[CollectiveOp | ComputeOp | SleepOp]] = []
         for request in wave:
             if isinstance(request, COLLECTIVES):
-                coder = self.wiring.coder(request, self.step)
+                coder = self.coder_for(request)
                 answer, size = self.collective(request, coder)
                 ops.append(coder.ops(size))
                 answers.append(answer)
@@ -61,6 +62,10 @@ class StackedResolver(Resolver):
                 ops.append((describe_local(request),))
                 answers.append(None)
         return [tuple(answers)], in_phases(ops)
+
+    def coder_for(self, request: Collective) -> Coder:
+        """Return what encodes a request in the step under way."""
+        return self.wiring.coder(request, self.step)
 
     def collective(self, request: Collective, coder: Coder) -> tuple[Tensor, int]:
         """Return the answer and the bytes of the full message."""
@@ -74,9 +79,9 @@ class StackedResolver(Resolver):
         members = Members(range(size), 2, axis)
         x = request.tensor
         if isinstance(x, Deferred):
-            if isinstance(request, (Reduce, ReduceScatter)) and coder.sums_in_chunks:
-                summed, size_bytes = x.summed(request.axis.name, coder.codec)
-                return self._reduced(request, summed, coder, axis), size_bytes
+            if isinstance(request, (Reduce, ReduceScatter)) and x.own is None:
+                summed, size_bytes = x.summed(request, self.coder_for)
+                return self._reduced(request, summed.to(x.dtype), coder, axis), size_bytes
             x = x.realize()
         if isinstance(request, (Reduce, ReduceScatter)):
             contribution, size_bytes = coder.contribution(x, members)
@@ -107,9 +112,9 @@ class StackedResolver(Resolver):
         """Collectives over all workers: the two leading axes are treated as one."""
         x = request.tensor
         if isinstance(x, Deferred):
-            if isinstance(request, Reduce) and coder.sums_in_chunks:
-                summed, size = x.summed("workers", coder.codec)
-                return self._reduced(request, summed, coder, 1), size
+            if isinstance(request, Reduce) and x.own is None:
+                summed, size = x.summed(request, self.coder_for)
+                return self._reduced(request, summed.to(x.dtype), coder, 1), size
             x = x.realize()
         flat = x.expand(self.mesh.replicas, self.mesh.shards, *x.shape[2:]).flatten(0, 1).unsqueeze(0)
         inner = replace(request, tensor=flat)
@@ -129,7 +134,9 @@ class StackedOps(WorkerOps):
 
     def __init__(self, mesh: MeshShape, chunk: int | None) -> None:
         self.mesh = mesh
-        self.chunk = chunk
+        self.sizes = Sizes(chunk)
+        #: where the cohort begins on each axis
+        self.places = dict.fromkeys(("replicas", "shards", "workers"), 0)
 
     def each(self, make: Callable[[int], Tensor]) -> Tensor:
         values = torch.stack([make(worker) for worker in range(self.mesh.workers)])
@@ -150,7 +157,7 @@ class StackedOps(WorkerOps):
         return x.numel() // max(1, copies(x) if x.ndim >= 2 else 1) * x.element_size()
 
     def gradients(self, loss: Loss, params: Params, batch: Callable[[int], Any]) -> DeferredGradients:
-        return DeferredGradients(self.mesh, loss, params, batch, self.chunk)
+        return DeferredGradients(self.mesh, loss, params, batch, self.sizes, self.places)
 
     def evaluate(self, loss: Loss, params: Params, batches: Sequence[Any]) -> Tensor:
         single = self.plain(params)

@@ -17,6 +17,7 @@ from torch import Tensor
 from simdist.communication.semantics import stacked_chunks
 from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOps
 from simdist.errors import InputError
+from simdist.execution.agreement import END, Topic
 from simdist.execution.coding import Coder
 from simdist.execution.collectives import Groups, Part
 from simdist.execution.deferred import Deferred, DeferredGradients
@@ -69,6 +70,7 @@ class StackedBlockResolver(Resolver):
 
     def resolve(self, waves: Sequence[Wave]) -> tuple[list[tuple[Any, ...]], StepOps]:
         (wave,) = waves
+        self.inside.step = self.step
         found: list[Any] = []
         ops: list[Sequence[CollectiveOp | ComputeOp | SleepOp]] = []
         for request in wave:
@@ -76,7 +78,7 @@ class StackedBlockResolver(Resolver):
                 ops.append((describe_local(request),))
                 found.append(None)
                 continue
-            coder = self.wiring.coder(request, self.step)
+            coder = self.inside.coder_for(request)
             if request.axis.size == self.shape.size(request.axis.name):
                 answer, size = self.inside.collective(request, coder)
                 ops.append(coder.ops(size))
@@ -85,14 +87,18 @@ class StackedBlockResolver(Resolver):
                 crossing = self._leave(request, coder)
                 ops.append(crossing.part.ops)
                 found.append(crossing)
-        arrived = swap_parts(self.exchange, [answer.part for answer in found if isinstance(answer, _Crossing)])
+        parts = [answer.part for answer in found if isinstance(answer, _Crossing)]
+        arrived = swap_parts(self.exchange, parts, self.topic(wave))
         answers = [self._return(a, arrived) if isinstance(a, _Crossing) else a for a in found]
         return [tuple(answers)], in_phases(ops)
+
+    def finish(self) -> None:
+        self.exchange.meet(Topic(self.step, END))
 
     def _leave(self, request: Collective, coder: Coder) -> _Crossing:
         x = request.tensor
         if isinstance(x, Deferred):
-            if isinstance(request, (Reduce, ReduceScatter)) and coder.sums_in_chunks:
+            if isinstance(request, (Reduce, ReduceScatter)) and x.own is None and not coder.order_shows:
                 return self._leave_summed(request, x, coder)
             x = x.realize()
         requests = [replace(request, tensor=self._mine(x, i)) for i in range(len(self.local))]
@@ -103,7 +109,7 @@ class StackedBlockResolver(Resolver):
 
         Each worker's value has already been through the codec where that loses anything.
         """
-        total, size = x.summed(request.axis.name, coder.codec)
+        total, size = x.summed(request, self.inside.coder_for)
         r, f = total.shape[:2]
         nothing = torch.zeros_like(total[0, 0])
         requests = []
@@ -131,18 +137,13 @@ class StackedBlockResolver(Resolver):
 
 
 class StackedBlockOps(StackedOps):
-    """Local work of the workers of one block of a larger mesh.
+    """Local work of the workers of one block of a larger mesh."""
 
-    Args:
-        shape: the block's piece of the mesh.
-        first: its first worker.
-        count: workers in the whole mesh.
-    """
-
-    def __init__(self, shape: MeshShape, first: int, count: int, chunk: int | None) -> None:
-        super().__init__(shape, chunk)
-        self.first = first
-        self.count = count
+    def __init__(self, mesh: MeshShape, block: range, chunk: int | None) -> None:
+        super().__init__(part_of_mesh(mesh, block), chunk)
+        self.first = block[0]
+        self.count = mesh.workers
+        self.places = {axis: mesh.place(axis, self.first) for axis in ("replicas", "shards", "workers")}
 
     def each(self, make: Callable[[int], Tensor]) -> Tensor:
         return super().each(lambda worker: make(self.first + worker))
@@ -185,4 +186,4 @@ def block_cohort(mesh: MeshShape, block: range, seed: int, chunk: int | None = N
         return Axis(name, size, None, take)
 
     axes = Mesh(axis("replicas"), axis("shards"), axis("workers"))
-    return Worker(None, mesh.workers, axes, seed, StackedBlockOps(shape, block[0], mesh.workers, chunk))
+    return Worker(None, mesh.workers, axes, seed, StackedBlockOps(mesh, block, chunk))

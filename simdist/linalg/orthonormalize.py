@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from simdist.linalg.deciding import decide
+
 
 def orthonormalize(p: Tensor) -> Tensor:
     """Return orthonormal columns spanning those of each ``p`` (``[..., n, r]``, r <= n); all-zero matrices stay zero.
@@ -139,7 +141,7 @@ def triangle(gram: Tensor, length: int, noise: float, blocks: bool = False) -> T
     keep = big
     # The branch saves time and decides nothing: sound matrices take the same values either way, and Gram matrices
     # are replicated, so all workers go the same way.
-    if not bool(sound.all()):
+    if not decide(sound.all(), planned=True):
         careful, independent = _cholesky_without_dependent_columns(scaled, tolerance)
         lower = torch.where(sound[..., None, None], lower, careful)
         keep = big & torch.where(sound[..., None], torch.ones_like(big), independent)

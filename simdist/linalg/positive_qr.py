@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from simdist.linalg.deciding import decide
 from simdist.linalg.orthonormalize import among, precision_of
 
 
@@ -53,7 +54,7 @@ def positive_qr(w: Tensor, noise: float, blocks: bool = False) -> PositiveQR:
     sound = (big & (diagonal.abs() > tolerance * norms)).all(dim=-1, keepdim=True)
     q, upper, keep = q * signs, upper * signs.mT, big
     # The branch saves time and decides nothing: sound matrices take the same values either way.
-    if not bool(sound.all()):
+    if not decide(sound.all(), planned=True):
         careful = _one_by_one(columns, tolerance * norms, big)
         q, upper = torch.where(sound, q, careful.q), torch.where(sound, upper, careful.upper)
         keep = torch.where(sound, keep, careful.keep)

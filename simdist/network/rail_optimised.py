@@ -34,6 +34,8 @@ class RailOptimised(Topology):
 
     def graph(self, hosts: int) -> nx.DiGraph[str]:
         graph: nx.DiGraph[str] = nx.DiGraph()
+        # before the servers: of two equal paths the one over the sender's own rail comes first, on the first server too
+        graph.add_nodes_from(f"rail{rail}" for rail in range(min(hosts, self.server_size)))
         for index, gpu in enumerate(self.hosts(hosts)):
             server, rail = divmod(index, self.server_size)
             self.join_host(graph, gpu, f"rail{rail}")

@@ -26,6 +26,7 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn.functional import pad
 
+from simdist.linalg.deciding import decide
 from simdist.linalg.orthonormalize import orthonormalize
 from simdist.optimizers.low_rank import LowRank, Seen
 from simdist.optimizers.rank_controller import RankController, Ranks, active_columns
@@ -118,7 +119,9 @@ class AdaptiveRank(RankController, LowRank):
         return AdaptiveState(state.buffer, basis, state.step, rank, erank, torch.zeros_like(erank))
 
     def _width(self, stack: Stack, rank: Tensor) -> int:
-        return self.rank_cap(stack.shape) if self.wire_form == "pad_to_cap" else int(rank.max())
+        if self.wire_form == "pad_to_cap":
+            return self.rank_cap(stack.shape)
+        return decide(rank.max(), planned=self.low_rank(stack.shape))
 
     def update_size(self, stack: Stack, state: Any) -> float | Tensor:
         size = super().update_size(stack, state)
@@ -175,7 +178,9 @@ class AdaptiveRank(RankController, LowRank):
         whole = like.new_zeros((stack.count, stack.mesh.shards * stack.rows, change.width))
         flops = 0.0
         for i, name in enumerate(stack.names):
-            before, after = int(change.before[..., i]), int(change.after[..., i])
+            # a plan has no column norms to go by: ranks stay what they are
+            first = self.low_rank(stack.shape)
+            before, after = (decide(rank[..., i], planned=first) for rank in (change.before, change.after))
             if after <= before:
                 continue
             new = normal((m, after - before), worker.seed, f"V/{name}", step=int(state.step))

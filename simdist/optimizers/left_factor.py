@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from simdist.linalg.deciding import decide
 from simdist.linalg.orthonormalize import orthonormalize
 from simdist.linalg.sketched_qr import cholesky_q, sketch_rows, sketched_qr
 from simdist.optimizers.sharded_qr import pass_flops, qr_flops
@@ -38,7 +39,7 @@ def make_left_factor(p: Tensor, name: LeftFactorName, seed: int, step: int, warm
         direct, good = cholesky_q(p)
         q, sound = torch.where(good, direct, q), good | sound
     # Owners alone see P: this branch saves time, and neither values nor messages depend on it.
-    return q if bool(sound.all()) else torch.where(sound, q, orthonormalize(p))
+    return q if decide(sound.all(), planned=True) else torch.where(sound, q, orthonormalize(p))
 
 
 def left_factor_flops(n: int, r: int, name: LeftFactorName, step: int, warmup: int) -> float:

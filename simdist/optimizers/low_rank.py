@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -128,6 +129,12 @@ class LowRank(Spectral):
             raise ValueError(f"got {got} of rank and rank_fraction; expected one: write rank=16, or rank_fraction=0.25")
         return self
 
+    @classmethod
+    def to_plan(cls, given: Collection[str]) -> dict[str, Any]:
+        ranks = {"rank", "rank_fraction"}
+        known = ranks & set(given) or any(cls.model_fields[key].default is not None for key in ranks)
+        return super().to_plan(given) | ({} if known else {"rank_fraction": 0.25})
+
     @abstractmethod
     def plan(self) -> Plan:
         """Return what sets this rule apart."""
@@ -183,7 +190,12 @@ class LowRank(Spectral):
         ``state`` is that of before the step. Called before parameters move; may communicate.
         """
         plan = self.plan()
-        return state._replace(buffer=plan.keep * seen.gathered - plan.clear * seen.captured)
+        cleared = plan.clear * seen.captured
+        if plan.keep == 1:
+            return state._replace(buffer=seen.gathered - cleared)
+        # in place: with compressed replicas this is every replica's own, and large
+        kept = plan.keep * seen.gathered
+        return state._replace(buffer=torch.sub(kept, cleared, out=kept))
 
     async def adapt(self, stack: Stack, worker: Worker, seen: Seen, state: Any) -> Any:
         """Return the state that the next step starts from; here ``state`` itself, which has the new buffer and basis.

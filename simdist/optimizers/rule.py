@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -74,6 +75,19 @@ class Rule(Settings, ABC):
 
     #: True when the rule acts on each number by itself, so that it runs on shards without communication
     elementwise: ClassVar[bool] = False
+
+    @classmethod
+    def to_plan(cls, given: Collection[str]) -> dict[str, Any]:
+        """Return values for settings that a rule cannot be without, where a plan was not given them.
+
+        Bytes and seconds do not depend on a learning rate. What they do depend on has a usual value, which the plan
+        shows.
+
+        Args:
+            given: the settings that were given.
+        """
+        lr = cls.model_fields["lr"]
+        return {"lr": 1e-3} if lr.is_required() and "lr" not in given else {}
 
     def multiple(self, mesh: MeshShape) -> int:
         """Return the number that a stack's length is padded to a multiple of (1: no dummies)."""

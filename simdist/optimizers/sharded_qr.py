@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from simdist.linalg.deciding import decide
 from simdist.linalg.orthonormalize import Triangle, among, triangle
 from simdist.linalg.positive_qr import PositiveQR, positive_qr
 from simdist.program import Axis, Worker
@@ -74,9 +75,9 @@ async def gram_qr(w: Tensor, passes: GramPasses, place: Place, blocks: bool = Fa
     q, upper, keep = first.solve(w), first.upper, first.keep
     again = passes == 2
     if passes == "auto":
-        if bool(first.dependent.any()):
+        if decide(first.dependent.any(), planned=False):
             return await _gathered(w, squares, place, blocks)
-        again = bool((first.loss > ORTHOGONALITY).any())
+        again = decide((first.loss > ORTHOGONALITY).any(), planned=False)
         if again:
             count = place.matrices * (w.shape[-3] if blocks else 1)
             await place.worker.compute(count * pass_flops(w.shape[-2], w.shape[-1]), "right factor")

@@ -21,6 +21,7 @@ from simdist.optimizers.by_parameter import Assignment, stacks
 from simdist.optimizers.rule import Rule
 from simdist.program import MeshShape, Worker, together
 from simdist.program.requests import Wire
+from simdist.program.worker import Use
 
 if TYPE_CHECKING:
     from simdist.workloads.workload import ParamSpec, Unit
@@ -200,6 +201,15 @@ class Layout:
         """Lay full gradients out as one flat buffer, chunk by chunk of the member that it is for."""
         shards = self.mesh.shards
         return torch.cat([p.chunks(gradients[p.name], shards) for p in buffer], -1).flatten(-2)
+
+    def reduction_of(self, buffer: tuple[Piece, ...], worker: Worker) -> Use:
+        """Return what :meth:`reduce` will first ask for of a buffer."""
+        mesh, wire = worker.mesh, buffer[0].wire
+        if mesh.shards.size > 1:
+            return mesh.shards.reduce_scatter_request(None, -1, mean=True, wire=wire)
+        if mesh.replicas.size > 1 and all(piece.synced for piece in buffer):
+            return mesh.replicas.mean_request(None, wire=wire)
+        return "own"
 
     async def reduce(self, buffer: tuple[Piece, ...], packed: Any, worker: Worker) -> Values:
         """Reduce-scatter one buffer over shards, then average over replicas what no rule syncs by itself."""

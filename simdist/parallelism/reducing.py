@@ -17,6 +17,7 @@ from simdist.compression import Compression, Link
 from simdist.parallelism.layout import Layout, Piece, Values
 from simdist.program import Worker, together
 from simdist.program.audit import audit
+from simdist.program.worker import Use
 
 #: state of every compressed (axis, parameter)
 Memories = dict[str, Any]
@@ -75,6 +76,13 @@ class Reduction:
         shape = (link.axis.size, *link.shape) if link.scatter else link.shape
         # every worker has a gradient of its own, whatever it shares with others: a cohort needs all its worker axes
         return link.worker.ops.each(lambda _: some.new_zeros(shape))
+
+    def use_of(self, buffer: tuple[Piece, ...], worker: Worker) -> Use:
+        """Return what :meth:`reduce` will do first with a buffer; ``worker`` labelled as there."""
+        by_replicas = self.layout.mesh.shards == 1 and any(self.compressed("replicas", piece) for piece in buffer)
+        if by_replicas or any(self.compressed("shards", piece) for piece in buffer):
+            return "own"
+        return self.layout.reduction_of(buffer, worker)
 
     async def reduce(
         self, buffer: tuple[Piece, ...], packed: Any, memories: Memories, worker: Worker, step: int

@@ -114,7 +114,11 @@ class Axis:
         """All-reduce and divide by the number of members; same shape as ``x``."""
         if self.size == 1:
             return x
-        return await ask(Reduce(self, x, mean=True, label=self._label(part, wire)))
+        return await ask(self.mean_request(x, part=part, wire=wire))
+
+    def mean_request(self, x: Any, *, part: str = "", wire: Wire | None = None) -> Reduce:
+        """Return what :meth:`mean` asks for."""
+        return Reduce(self, x, mean=True, label=self._label(part, wire))
 
     async def all_gather(self, x: Any, dim: int, *, part: str = "", wire: Wire | None = None) -> Any:
         """Concatenate all members' ``x`` along ``dim`` (negative), in member order."""
@@ -128,7 +132,13 @@ class Axis:
         """Sum (or mean) over the members, cut in ``size`` equal chunks along ``dim``; this worker's chunk."""
         if self.size == 1:
             return x
-        return await ask(ReduceScatter(self, x, dim=_from_end(dim), mean=mean, label=self._label(part, wire)))
+        return await ask(self.reduce_scatter_request(x, dim, mean=mean, part=part, wire=wire))
+
+    def reduce_scatter_request(
+        self, x: Any, dim: int, *, mean: bool = False, part: str = "", wire: Wire | None = None
+    ) -> ReduceScatter:
+        """Return what :meth:`reduce_scatter` asks for."""
+        return ReduceScatter(self, x, dim=_from_end(dim), mean=mean, label=self._label(part, wire))
 
     async def all_to_all(
         self, x: Any, *, split_dim: int, concat_dim: int, part: str = "", wire: Wire | None = None
@@ -157,7 +167,8 @@ class Axis:
         return self.take(x, _from_end(dim))
 
     def labelled(self, label: Label) -> Axis:
-        return replace(self, label=label)
+        # not by replace(), which takes longer: every worker does this some twenty times a step
+        return Axis(self.name, self.size, self.index, self.take, label)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from simdist.program.state import tensors_of
 from simdist.program.worker import Worker
 
 Report = dict[str, Any]
@@ -30,6 +31,13 @@ class LockstepProgram(ABC):
     @abstractmethod
     async def parameters(self, worker: Worker, state: Any) -> dict[str, Tensor]:
         """Return the full parameters of the model as this state has them, by measurements only."""
+
+    def held(self, worker: Worker, state: Any) -> dict[str, float]:
+        """Return the bytes that one worker holds between steps, by what they are, for plans.
+
+        Here all of its state under one name. ``state`` is a single worker's, not a cohort's.
+        """
+        return {"state": float(sum(worker.ops.own_bytes(x) for x in tensors_of(state)))}
 
 
 class IrregularProgram(ABC):

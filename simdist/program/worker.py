@@ -5,23 +5,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
 from simdist.program.ask import ask, ask_wave
 from simdist.program.mesh import Label, Mesh
-from simdist.program.requests import Compute, Message, Receive, Request, Send, Sleep, Wire
+from simdist.program.requests import Compute, Message, Receive, Reduce, ReduceScatter, Request, Send, Sleep, Wire
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
+Pack = Callable[[Params], Tensor]
+#: how a value will be asked for: by this request (whose tensor is left out), as every worker's own, or not known yet
+Use: TypeAlias = Reduce | ReduceScatter | Literal["own"] | None
 
 
 class Gradients(Protocol):
     """This worker's gradients, perhaps not computed yet (a stacked cohort defers them until they are reduced)."""
 
-    def packed(self, pack: Callable[[Params], Tensor]) -> Any:
-        """Return ``pack(gradients)`` as something that a collective of the mesh takes as its tensor."""
+    def packed(self, pack: Pack, use: Use = None) -> Any:
+        """Return ``pack(gradients)`` as something that a collective of the mesh takes as its tensor.
+
+        Args:
+            use: what it is for. Saves a cohort time and memory, as it then sums while it computes; values do not
+                depend on it.
+        """
 
     def loss(self) -> Any:
         """Return this worker's training loss as something that a collective of the mesh takes as its tensor."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -49,3 +52,24 @@ def claim_folder(path: Path, kind: Literal["run", "sweep"]) -> Path:
     if found == "run" or kind == "run":
         raise InputError(f"--out: got {str(path)!r}, which already holds a {found}; expected a new folder: {advice}")
     return path
+
+
+@contextmanager
+def occupied(run: Path) -> Iterator[None]:
+    """Hold a run folder while its run goes on. The hold ends with the process, however that ends.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    with (run / "scenario.yaml").open("rb") as file:  # written once, so that all processes lock the same file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"got the run folder {str(run)!r}, in which another process is at work; expected one at a time: wait "
+                "for it, or end it"
+            ) from None
+        except OSError:
+            # a file system without locks, such as some network ones: nobody can be kept out there
+            pass
+        yield

@@ -41,6 +41,10 @@ class Progress:
         )
         self._bar.update(self._task, completed=row["step"], note=note)
 
+    def tell(self, news: str) -> None:
+        """Show a line above the bar, or on stderr where there is none."""
+        self._bar.console.print(f"simdist: {news}", markup=False, highlight=False, soft_wrap=True)
+
     def __enter__(self) -> Progress:
         self._bar.__enter__()
         return self
@@ -51,7 +55,7 @@ class Progress:
 
 def print_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print the closing table of a run."""
-    table = Table(title=str(folder), show_header=False, title_justify="left")
+    table = Table(title=folder.name, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column()
 

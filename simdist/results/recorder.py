@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simdist.communication.ledger import Ledger
+from simdist.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -65,21 +66,42 @@ class Recorder:
     """Collects the rows of one run and writes its folder.
 
     Args:
-        folder: an empty folder that belongs to the run.
-        scenario_yaml: the resolved scenario, as ``scenario.yaml`` stores it.
-        environment: seed and data hash; versions and host are added here.
+        folder: belongs to the run.
     """
 
-    def __init__(self, folder: Path, scenario_yaml: str, environment: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._steps: list[dict[str, Any]] = []
         self._diagnostics: list[dict[str, Any]] = []
-        (folder / "scenario.yaml").write_text(scenario_yaml, encoding="utf-8")
-        write_json(folder / "environment.json", {**environment, **describe_machine()})
+
+    def begin(self, scenario_yaml: str, environment: Mapping[str, Any]) -> None:
+        """Write the files that say what is run, and where.
+
+        Args:
+            scenario_yaml: the resolved scenario, as ``scenario.yaml`` stores it.
+            environment: seed and data hash; versions and host are added here.
+        """
+        (self.folder / "scenario.yaml").write_text(scenario_yaml, encoding="utf-8")
+        write_json(self.folder / "environment.json", {**environment, **describe_machine()})
+
+    def begin_again(self) -> None:
+        """Add to ``environment.json`` where the run goes on, as an item of ``resumed``."""
+        path = self.folder / "environment.json"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**found, "resumed": [*found.get("resumed", []), describe_machine()]})
 
     @property
     def steps(self) -> list[dict[str, Any]]:
         return self._steps
+
+    @property
+    def diagnostic_rows(self) -> list[dict[str, Any]]:
+        return self._diagnostics
+
+    def refill(self, steps: Iterable[Mapping[str, Any]], diagnostics: Iterable[Mapping[str, Any]]) -> None:
+        """Put other rows in place of those so far."""
+        self._steps = [dict(row) for row in steps]
+        self._diagnostics = [dict(row) for row in diagnostics]
 
     def step(self, row: Mapping[str, Any]) -> None:
         """Note one row of ``steps.parquet``; missing columns are null."""
@@ -93,9 +115,7 @@ class Recorder:
         """Write the Parquet files with all rows so far."""
         write_steps(self.folder / "steps.parquet", self._steps)
         write_ledger(self.folder / "ledger.parquet", ledger)
-        columns = dict.fromkeys(name for row in self._diagnostics for name in row)
-        table = {name: [row.get(name) for row in self._diagnostics] for name in columns} or {"step": []}
-        pq.write_table(pa.table(table), self.folder / "diagnostics.parquet")
+        write_diagnostics(self.folder / "diagnostics.parquet", self._diagnostics)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
@@ -104,6 +124,26 @@ class Recorder:
 def write_steps(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write ``steps.parquet``."""
     pq.write_table(pa.Table.from_pylist(rows, schema=STEPS), path)
+
+
+def write_diagnostics(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``diagnostics.parquet``; its columns are all that any row has."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    table = {name: [row.get(name) for row in rows] for name in columns} or {"step": []}
+    pq.write_table(pa.table(table), path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a Parquet file; what a row lacks is None.
+
+    Raises:
+        InputError: when it is no Parquet file.
+    """
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is damaged ({error})") from error
+    return rows
 
 
 def write_ledger(path: Path, ledger: Ledger) -> None:

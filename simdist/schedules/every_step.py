@@ -11,6 +11,7 @@ from torch import Tensor
 from simdist.parallelism.reducing import Memories
 from simdist.program import Worker, together
 from simdist.program.program import LockstepProgram, Report
+from simdist.program.state import tensors_of
 from simdist.schedules.job import Job
 from simdist.schedules.schedule import Schedule, schedules
 
@@ -62,9 +63,12 @@ class EveryStepProgram(LockstepProgram):
 
         gradients = worker.ops.gradients(job.task.loss, full, lambda w: job.task.batch(w, step))
         del full
-        packed = {
-            buffer: gradients.packed(partial(layout.pack, buffer)) for unit in layout.units for buffer in unit.buffers
-        }
+        packed = {}
+        for unit in layout.units:
+            on_wire = worker.labelled("grad_reduce", unit.name, "grads")
+            for buffer in unit.buffers:
+                use = self.reduction.use_of(buffer, on_wire)
+                packed[buffer] = gradients.packed(partial(layout.pack, buffer), use)
         loss = gradients.loss()
 
         reduced: dict[str, Tensor] = {}
@@ -81,13 +85,15 @@ class EveryStepProgram(LockstepProgram):
                 reduced |= values
                 memories |= kept
 
+        stacked = layout.stack(reduced)
+        # with replicas that differ, a cohort holds one of these for each of them
+        del reduced, values
         measuring = worker.measuring(job.measures(step))
         updates = [
             a.rule.update(a.stack, x, grad, rule, job.lr(a.rule, step), measuring.labelled("optimizer", a.stack.title))
-            for a, x, grad, rule in zip(
-                layout.assignments, state.params, layout.stack(reduced), state.rules, strict=True
-            )
+            for a, x, grad, rule in zip(layout.assignments, state.params, stacked, state.rules, strict=True)
         ]
+        del stacked
         results = await together(*updates)
         await self.touch(worker, results)
         state = WorkerState([x for x, _ in results], [rule for _, rule in results], memories)
@@ -115,6 +121,21 @@ class EveryStepProgram(LockstepProgram):
         share = worker.ops.evaluate(task.loss, await self.parameters(worker, state), task.validation)
         total: Tensor = await worker.mesh.measuring().workers.sum(share)
         return total
+
+    def held(self, worker: Worker, state: WorkerState) -> dict[str, float]:
+        """See :meth:`LockstepProgram.held`; what stacks hold for their dummies is apart, as they are our choice."""
+        found = dict.fromkeys(("parameters", "optimizer_state", "stack_padding", "compression_memory"), 0.0)
+        for a, x, rule in zip(self.layout.assignments, state.params, state.rules, strict=True):
+            dummies = 1 - len(a.stack.names) / a.stack.count
+            for kind, tensors in (("parameters", [x]), ("optimizer_state", tensors_of(rule))):
+                for tensor in tensors:
+                    size = worker.ops.own_bytes(tensor)
+                    # what has an entry for each matrix of the stack
+                    padding = dummies * size if tensor.ndim and tensor.shape[0] == a.stack.count else 0.0
+                    found[kind] += size - padding
+                    found["stack_padding"] += padding
+        found["compression_memory"] = float(sum(worker.ops.own_bytes(x) for x in tensors_of(state.memories)))
+        return found
 
     async def parameters(self, worker: Worker, state: WorkerState) -> dict[str, Tensor]:
         """Return the full parameters, as the rules hand them out for evaluation."""

@@ -1,6 +1,7 @@
 """Models, data and losses: one file per workload, registered by name."""
 
 from simdist.workloads.byte_gpt import ByteGPT
+from simdist.workloads.decoder import Decoder
 from simdist.workloads.digits import Digits
 from simdist.workloads.module import ModuleWorkload
 from simdist.workloads.teacher import Teacher
@@ -8,6 +9,7 @@ from simdist.workloads.workload import ParamSpec, Role, Task, Unit, Workload, wo
 
 __all__ = [
     "ByteGPT",
+    "Decoder",
     "Digits",
     "ModuleWorkload",
     "ParamSpec",

@@ -16,10 +16,11 @@ from pydantic import AfterValidator, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from simdist.program.random import normal, stream
+from simdist.program.random import normal
 from simdist.settings import PositiveInt
-from simdist.workloads.corpus import Corpus, check_spec, load_corpus
-from simdist.workloads.flops import count_flops
+from simdist.workloads.corpus import check_spec, load_corpus
+from simdist.workloads.flops import Cost, cost_of
+from simdist.workloads.windows import Windows
 from simdist.workloads.workload import ParamSpec, Task, Unit, Workload, workloads
 
 VOCABULARY = 256
@@ -79,7 +80,7 @@ class ByteGPT(Workload):
     def build(self, seed: int, dtype: torch.dtype, device: torch.device) -> ByteGPTTask:
         corpus = load_corpus(self.corpus)
         corpus.need(self.context + 1)
-        return ByteGPTTask(self, corpus, seed, dtype, device)
+        return ByteGPTTask(self, Windows(corpus, self.context, self.batch, seed, device), seed, dtype, device)
 
     def block_specs(self, index: int) -> tuple[ParamSpec, ...]:
         """Parameters of block ``index``, in forward order."""
@@ -106,23 +107,15 @@ class ByteGPT(Workload):
 class ByteGPTTask(Task):
     """The decoder with its text; a batch is ``(tokens,)``, int64 [batch, context + 1]."""
 
-    def __init__(self, settings: ByteGPT, corpus: Corpus, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, settings: ByteGPT, text: Windows, seed: int, dtype: torch.dtype, device: torch.device) -> None:
         self.settings = settings
-        self.data_hash = corpus.sha256
+        self.data_hash = text.sha256
         self.samples_per_step = settings.batch * settings.context
         self.units = _units(settings)
         self._seed, self._dtype, self._device = seed, dtype, device
-        self._training = corpus.training.to(device)
-        self._window = torch.arange(settings.context + 1, device=device)
+        self._text = text
         self._tables = _tables(settings, dtype, device)
-        self.validation: Sequence[tuple[Tensor]] = self._validation_batches(corpus.validation.to(device))
-
-    def _validation_batches(self, text: Tensor) -> list[tuple[Tensor]]:
-        batches, size = self.settings.validation_batches, self.settings.batch
-        last = len(text) - len(self._window)
-        starts = torch.linspace(0, last, batches * size, dtype=torch.float64).long().to(self._device)
-        # batch i takes every batches-th window, so that the first few batches alone also span the whole text
-        return [(text[starts[i::batches, None] + self._window].long(),) for i in range(batches)]
+        self.validation: Sequence[tuple[Tensor]] = text.validation(settings.validation_batches)
 
     def initial(self) -> dict[str, Tensor]:
         """Weights of std 1/sqrt(fan_in), those that write to the residual stream divided by sqrt(2 depth).
@@ -140,10 +133,7 @@ class ByteGPTTask(Task):
         return params
 
     def batch(self, worker: int, step: int) -> tuple[Tensor]:
-        last = len(self._training) - len(self._window)
-        draws = stream(self._seed, "batch", worker, step)
-        starts = torch.randint(0, last + 1, (self.settings.batch, 1), generator=draws).to(self._device)
-        return (self._training[starts + self._window].long(),)
+        return (self._text.batch(worker, step),)
 
     def loss(self, params: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         """Mean cross entropy of the next byte, in nats per byte."""
@@ -227,15 +217,19 @@ def _units(settings: ByteGPT) -> tuple[Unit, ...]:
     """The root unit and one unit per block; FLOPs are counted on one sequence and are proportional to the batch."""
     x = torch.zeros(1, settings.context, settings.width, requires_grad=True)
     tables = _tables(settings, torch.float32, x.device)
+    target = torch.zeros(settings.context, dtype=torch.int64)
 
-    def flops(
-        function: Callable[[dict[str, Tensor], Tensor], Tensor], specs: Sequence[ParamSpec]
-    ) -> tuple[float, float]:
-        forward, backward = count_flops(function, {spec.name: spec.shape for spec in specs}, x)
-        return settings.batch * forward, settings.batch * backward
+    def unit(name: str, specs: tuple[ParamSpec, ...], cost: Cost) -> Unit:
+        return Unit(name, specs, cost.forward, cost.backward, name == "root", cost.activations)
+
+    def counted(function: Callable[[dict[str, Tensor], Tensor], Tensor], specs: Sequence[ParamSpec]) -> Cost:
+        return cost_of(function, {spec.name: spec.shape for spec in specs}, x, tables).times(settings.batch)
+
+    def judged(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return F.cross_entropy(_read_out(params, x).flatten(0, 1), target)
 
     root = settings.root_specs()
     # all blocks are alike, so one is counted
-    block = flops(lambda params, x: _block(settings, tables, params, "blocks.0.", x), settings.block_specs(0))
-    blocks = (Unit(f"blocks.{i}", settings.block_specs(i), *block) for i in range(settings.depth))
-    return (Unit("root", root, *flops(_read_out, root), root=True), *blocks)
+    block = counted(lambda params, x: _block(settings, tables, params, "blocks.0.", x), settings.block_specs(0))
+    blocks = (unit(f"blocks.{i}", settings.block_specs(i), block) for i in range(settings.depth))
+    return (unit("root", root, counted(judged, root)), *blocks)

@@ -14,11 +14,11 @@ from torch.func import functional_call
 from simdist.errors import InputError
 from simdist.settings import PositiveFloat, PositiveInt
 from simdist.workloads.callables import Reference, call, resolve
-from simdist.workloads.flops import FlopCounter
 from simdist.workloads.module_checks import check_behaviour, check_layers
-from simdist.workloads.module_layout import param_specs, trained, unit_names, unit_of
+from simdist.workloads.module_layout import param_specs, trained, unit_names
+from simdist.workloads.module_units import measured_units
 from simdist.workloads.split import Examples
-from simdist.workloads.workload import ParamSpec, Role, Task, Unit, Workload, workloads
+from simdist.workloads.workload import Role, Task, Workload, workloads
 
 
 @workloads.register("module")
@@ -79,8 +79,12 @@ class ModuleTask(Task):
 
         specs = param_specs(module, settings.roles)
         self._initial = {spec.name: trained(module)[spec.name].detach().reshape(spec.shape).clone() for spec in specs}
-        check_behaviour(self.loss, module, self._initial, self.batch(0, 0), self.batch(1, 0), settings.loss)
-        self.units = self._measured_units(specs, unit_names(module, settings.units))
+        first = self.batch(0, 0)
+        if not first[0].is_meta:  # a plan has no values to look at
+            check_behaviour(self.loss, module, self._initial, first, self.batch(1, 0), settings.loss)
+        leaves = {name: value.clone().requires_grad_() for name, value in self._initial.items()}
+        names = unit_names(module, settings.units)
+        self.units = measured_units(module, lambda params: self.loss(params, first), leaves, specs, names)
 
     def initial(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self._initial.items()}
@@ -93,40 +97,6 @@ class ModuleTask(Task):
         own = {name: params[name].reshape(shape) for name, shape in self._shapes.items()}
         result: Tensor = self._loss(functional_call(self._module, own, tuple(inputs)), target)
         return result
-
-    def _measured_units(self, specs: list[ParamSpec], names: list[str]) -> tuple[Unit, ...]:
-        """Cut into units and count FLOPs on a real batch: forward by unit, the backward total in proportion to it.
-
-        What no unit's own call does (a read-out that uses the model's parameters directly) is the root's.
-        """
-        params = {name: value.clone().requires_grad_() for name, value in self._initial.items()}
-        counter = FlopCounter()
-        hooks = []
-        for name in names:
-            module = self._module.get_submodule(name)
-            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: counter.scopes.append(name)))
-            hooks.append(module.register_forward_hook(lambda *_: counter.scopes.pop() and None))
-        try:
-            with counter:
-                loss = self.loss(params, self.batch(0, 0))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        with FlopCounter() as backward:
-            torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        ratio = backward.flops / counter.flops if counter.flops else 0.0
-
-        members: dict[str, list[ParamSpec]] = {name: [] for name in ("root", *names)}
-        for spec in specs:
-            members[unit_of(spec.name, names)].append(spec)
-        present = [name for name, params in members.items() if params]
-        forward = {name: counter.by_scope[name] for name in present}
-        # the rest: outside of all units, or in one whose parameters are all in units inside of it
-        forward[present[0]] += counter.flops - sum(forward.values())
-        return tuple(
-            Unit(name, tuple(members[name]), forward[name], ratio * forward[name], root=name == "root")
-            for name in present
-        )
 
 
 def _seeded(purpose: str, function: Callable[[], Any]) -> Any:

@@ -33,12 +33,32 @@ class ParamSpec:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """What the forward pass of a unit leaves for its backward pass, of one worker's batch.
+
+    Attributes:
+        numbers: floating-point numbers that autograd saves inside the unit, parameters and its input left out.
+        inputs: numbers of its input, which activation checkpointing keeps while it drops the others.
+        bytes_besides: of what is saved and has another format: masks, indices.
+    """
+
+    numbers: float
+    inputs: float
+    bytes_besides: float = 0.0
+
+    def times(self, count: float) -> Activations:
+        """Return what so many times the batch leaves."""
+        return Activations(self.numbers * count, self.inputs * count, self.bytes_besides * count)
+
+
+@dataclass(frozen=True)
 class Unit:
     """Parameters that FSDP gathers together, and the FLOPs of one worker's batch through them.
 
     Attributes:
         root: the root unit (embedding, final norm, head), which FSDP2 by default keeps gathered until backward.
         forward_flops: per worker and step; the backward pass is booked as ``backward_flops``.
+        activations: what a worker keeps between its passes, for plans; None: not known.
     """
 
     name: str
@@ -46,6 +66,7 @@ class Unit:
     forward_flops: float
     backward_flops: float
     root: bool = False
+    activations: Activations | None = None
 
 
 class Task(ABC):
@@ -90,6 +111,8 @@ class Workload(Settings, ABC):
     @abstractmethod
     def build(self, seed: int, dtype: torch.dtype, device: torch.device) -> Task:
         """Load the data and return the task.
+
+        A plan asks for the device ``meta``: it wants units and :meth:`Task.initial` there, and no data.
 
         Raises:
             InputError: for missing, empty or too short data.

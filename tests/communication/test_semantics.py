@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simdist.communication.semantics import (
+    TreeSum,
     chunk,
     cover,
     join,
@@ -70,6 +71,25 @@ def test_stacked_sum_is_bitwise_the_sum_of_the_members(count: int, axis: int, ot
     x = spread(count, other, 3) if axis == 0 else spread(other, count, 3)
     expected = pairwise_sum(list(x.unbind(axis))).unsqueeze(axis)
     assert torch.equal(stacked_sum(x, axis), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 8, 13, 32, 45])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 7, 64])
+def test_a_sum_in_chunks_is_bitwise_the_sum_of_all_members(count: int, chunk: int) -> None:
+    """In half precision, where another order of additions shows. No more partial sums wait than the tree is deep."""
+    x = torch.randn(count, 50, generator=torch.Generator().manual_seed(count)).half()
+    found = TreeSum(count)
+    for first in range(0, count, chunk):
+        found.add(x[first : first + chunk])
+        assert len(found.waiting) <= count.bit_length()
+    assert torch.equal(found.total(), stacked_sum(x, 0)[0])
+
+
+def test_a_sum_in_chunks_wants_every_member() -> None:
+    found = TreeSum(3)
+    found.add(torch.ones(2, 1))
+    with pytest.raises(AssertionError, match="every member"):
+        found.total()
 
 
 @law

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from torch import Tensor
 from simdist.assembly import build_job, build_program, build_task, build_wiring
 from simdist.communication.trace import StepOps
 from simdist.errors import ProgramError
-from simdist.execution.engine import Engine, LocalEngine
+from simdist.execution.engine import Engine, LocalEngine, MayBegin
 from simdist.execution.exchange import Alone
 from simdist.execution.inline import inline_worker
 from simdist.execution.lockstep import BlockResolver, LockstepBlock, Resolver
+from simdist.execution.saved import Part
 from simdist.execution.stacked import StackedResolver, cohort
 from simdist.execution.wiring import Wiring
 from simdist.optimizers import optimizers
@@ -181,7 +183,17 @@ class Closing(Engine):
     def start(self) -> None:
         raise self.failure
 
-    def steps(self, first: int, last: int) -> Any:
+    def steps(self, first: int, last: int, may_begin: MayBegin = lambda step: True) -> Any:
+        raise AssertionError
+
+    def save(self) -> Any:
+        raise AssertionError
+
+    def restore(self, parts: Sequence[Part], step: int) -> None:
+        raise AssertionError
+
+    @property
+    def intact_after(self) -> int | None:
         raise AssertionError
 
     def parameters(self) -> dict[str, Tensor]:

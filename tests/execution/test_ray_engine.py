@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from simdist.assembly import build_engine, build_job, build_program, build_task
-from simdist.errors import InputError, ProgramError, RunError
+from simdist.errors import InputError, ProgramError, RunError, WorkersLost
 from simdist.execution.blocks import split_into_blocks
 from simdist.execution.engine import LocalEngine
 from simdist.execution.ray_cluster import connect
@@ -35,6 +36,7 @@ TEACHER = {"name": "teacher", "rows": 9, "columns": 8, "matrices": 3}
 #: a workload that breaks in an actor, but not in the driver, which builds it too
 FRAGILE = """
 import os
+import torch
 from simdist.errors import InputError
 from simdist.workloads.teacher import Teacher, TeacherTask
 
@@ -55,6 +57,8 @@ class FragileTask(TeacherTask):
         if os.getpid() != self.settings.driver and (worker, step) == (2, 2):
             if self.settings.how == "dies":
                 os._exit(1)
+            if self.settings.how == "memory":
+                torch.empty(10**15)
             if self.settings.how == "raises":
                 raise ZeroDivisionError("a mistake of the user")
         return super().batch(worker, step)
@@ -82,7 +86,7 @@ def fragile(tmp_path: Path) -> Any:
 
     def make(how: str, **changes: Any) -> Scenario:
         workload = {"name": f"{file}:Fragile", "driver": os.getpid(), "how": how}
-        engine = {"name": "ray", "actors": 1 if how == "data" else 2}
+        engine = {"name": "ray", "actors": 1 if how == "data" else 2, "retries": 0}
         return scenario(engine, workload=workload, **changes)
 
     return make
@@ -256,19 +260,33 @@ def test_an_actor_that_dies_is_named_with_its_workers(fragile: Any, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+def test_an_actor_of_an_irregular_program_that_dies_is_named(fragile: Any, tmp_path: Path) -> None:
+    """Not the one that waits for a tensor of it, nor a lost tensor."""
+    began = time.monotonic()
+    chosen = fragile(
+        "dies", steps=20, mesh={"replicas": 4}, schedule="async_server", optimizer={"name": "sgd", "lr": 0.1}
+    )
+    with pytest.raises(WorkersLost, match=r"Ray actor 1, which held workers 2 to 3, died \(process"):
+        run(chosen, out=tmp_path / "run", progress=False)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_an_actor_that_is_killed_from_outside_is_named(tmp_path: Path) -> None:
     chosen = scenario({"name": "ray", "actors": 3}, steps=2000)
     engine = build_engine(chosen, build_job(chosen, build_task(chosen)))
-    began = time.monotonic()
 
     def killed() -> None:
         for _ in engine.steps(1, 2000):
             # as above
             ray.kill(engine._group._actors[0])  # type: ignore[attr-defined]
 
-    with engine, pytest.raises(RunError, match="Ray actor 0, which held workers 0 to 1, died"):
-        killed()
-    assert time.monotonic() - began < 30
+    with engine:
+        began = time.monotonic()
+        with pytest.raises(WorkersLost, match="Ray actor 0, which held workers 0 to 1, died"):
+            killed()
+        assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow
@@ -278,6 +296,41 @@ def test_a_mistake_in_a_users_code_says_what_and_where(fragile: Any, tmp_path: P
     with pytest.raises(ProgramError, match="Ray actor 1 raised ZeroDivisionError: a mistake of the user"):
         run(fragile("raises"), out=tmp_path / "run", progress=False)
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.usefixtures("cluster")
+def test_out_of_memory_in_an_actor_says_what_helps(fragile: Any, tmp_path: Path) -> None:
+    helps = r"ran out of memory \(can't allocate memory: .*\); what helps: engine.name 'stacked' .*fewer engine.actors"
+    with pytest.raises(RunError, match=f"Ray actor 1, which held workers 2 to 3, {helps}") as caught:
+        run(fragile("memory"), out=tmp_path / "run", progress=False)
+    # it would run out again
+    assert not isinstance(caught.value, WorkersLost)
+
+
+class Parting(LockstepProgram):
+    """Worker 0 and 1 leave the last step early, so that the others wait for them."""
+
+    async def start(self, worker: Worker) -> Any:
+        return None
+
+    async def step(self, worker: Worker, state: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        for part in "ab" if step < 2 or (worker.index or 0) > 1 else "a":
+            await worker.mesh.shards.sum(torch.ones(3), part=part)
+        return None, {}
+
+    async def parameters(self, worker: Worker, state: Any) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_actors_whose_programs_disagree_end_at_once() -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    wiring = Wiring.from_names(dict.fromkeys(("params", "grads", "factors", "statistics"), "fp32"))
+    with RayEngine(Parting, MeshShape(1, 4), wiring, 0, [range(2), range(2, 4)]) as engine:
+        began = time.monotonic()
+        with pytest.raises(ProgramError, match=r"workers of a lock-step program must ask .* have ended step 2"):
+            list(engine.steps(1, 2))
+        assert time.monotonic() - began < 60  # of gloo's hour
 
 
 @pytest.mark.usefixtures("cluster")

@@ -60,9 +60,14 @@ def train(chosen: Scenario, exchange: Exchange) -> tuple[dict[str, Tensor], list
     return block.parameters(), outcomes
 
 
-@pytest.mark.parametrize("grads", ["fp64", "bf16"])
+#: lossless, numbers each by itself, messages with noise of each member's own, sums in a coarse format
+GRADS = ["fp64", "bf16", "int8(bucket=7)", "bf16(accumulate=wire)"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "grads"), [(o, g) for o in OPTIMIZERS for g in GRADS if g in GRADS[:2] or o == "adamw"]
+)
 @pytest.mark.parametrize(("mesh", "blocks"), BLOCKS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stacked_blocks_agree_with_inline(
     optimizer: str, mesh: tuple[int, int], blocks: list[range], grads: str
 ) -> None:

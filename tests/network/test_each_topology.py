@@ -264,3 +264,17 @@ def test_regions_without_a_way_between_them_are_refused() -> None:
     one_way = {"regions": {"a": 1, "b": 1}, "bandwidths": [[None, 1], [None, None]]}
     with pytest.raises(InputError, match="host 'b/host0' cannot reach host 'a/host0'"):
         Wan.model_validate(one_way).network(2)
+
+
+def test_all_servers_of_a_rail_optimised_network_are_alike() -> None:
+    """Of two equal paths, by the sender's rail or by the receiver's, every server takes the sender's: the first too."""
+    network = RailOptimised(server_size=3).network(12)
+    for server in range(4):
+        for other in {*range(4)} - {server}:
+            path = crossed(network, 3 * server + 2, 3 * other)
+            assert [link.partition("->")[2] for link in path] == [
+                "rail2",
+                f"server{other}/gpu2",
+                f"server{other}",
+                f"server{other}/gpu0",
+            ]

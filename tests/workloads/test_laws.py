@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdist.workloads import ByteGPT, Digits, ModuleWorkload, Task, Teacher, Workload
+from simdist.workloads import ByteGPT, Decoder, Digits, ModuleWorkload, Task, Teacher, Workload
 
 CPU = torch.device("cpu")
 USER = str(Path(__file__).with_name("user_model.py"))
@@ -16,6 +16,26 @@ USER = str(Path(__file__).with_name("user_model.py"))
 WORKLOADS: dict[str, Workload] = {
     "byte_gpt swiglu": ByteGPT(width=16, depth=2, heads=2, context=12, batch=3, validation_batches=2),
     "byte_gpt relu2": ByteGPT(width=8, depth=1, heads=1, context=5, batch=2, mlp="relu2", hidden=7),
+    "decoder as llama": Decoder(
+        width=16, depth=2, heads=4, kv_heads=2, hidden=9, vocabulary=256, context=6, batch=2, validation_batches=2
+    ),
+    "decoder as gpt2": Decoder(
+        width=9,
+        depth=1,
+        heads=3,
+        hidden=8,
+        vocabulary=260,
+        context=5,
+        batch=2,
+        norm="layer",
+        positions="learned",
+        window=7,
+        mlp="gelu",
+        biases=True,
+        tied=True,
+        attention="written_out",
+        validation_batches=2,
+    ),
     "digits": Digits(hidden=9, depth=1, batch=4),
     "teacher": Teacher(rows=7, columns=5, matrices=3, batch=2, heterogeneity=0.3),
     "teacher without bias": Teacher(rows=4, columns=6, bias=False, spectrum=(2.0, 0.5)),

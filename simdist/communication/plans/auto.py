@@ -36,8 +36,13 @@ CANDIDATES: tuple[Plan, ...] = (
     ParameterServer(),
 )
 
-#: To price n (n - 1) messages that share all links takes minutes on bigger groups; there only ``direct`` has them.
-_MOST_AT_ONCE = 64
+#: Relative difference below which two plans take equally long: rounding must not choose between them.
+_EQUAL = 1e-12
+#: Size of groups up to which schedules are compared before they are priced.
+_SPELLED = 64
+#: Size of groups up to which a plan is priced, where that takes minutes on bigger ones: n (n - 1) messages that share
+#: all links at once; n - 1 rounds over other routes each; n - 1 unlike rounds in which all messages share links.
+_MOST: dict[str, int] = {Direct.name: 64, Pairwise.name: 512, BidirectionalRing.name: 512}
 
 
 @collectives.register("auto")
@@ -46,7 +51,8 @@ class Auto(Collectives):
 
     Plans are priced alone on the idle network. The first of equals wins (ring, then two_level, bidirectional_ring,
     halving_doubling, double_binary_tree, recursive_doubling, bruck, binomial_tree, scatter_all_gather, pairwise,
-    direct, parameter_server). ``direct`` is left out for groups of more than 64.
+    direct, parameter_server). ``direct`` is left out for groups of more than 64, ``pairwise`` and
+    ``bidirectional_ring`` of more than 512: to price them takes too long.
     """
 
     name: ClassVar[str] = "auto"
@@ -56,9 +62,15 @@ class Auto(Collectives):
     ) -> Plan:
         check_op(op)
         fitted = [plan.on(group) for plan in CANDIDATES]
-        different: dict[Rounds, Plan] = {}
+        different: dict[Rounds | Plan, Plan] = {}
         for plan in fitted:
-            if group.members <= _MOST_AT_ONCE or not isinstance(plan, Direct):
-                different.setdefault(plan.rounds(op, payload_bytes, group.members, root), plan)
-        # min() keeps the first of equals
-        return min(different.values(), key=seconds) if len(different) > 1 else fitted[0]
+            if group.members <= _MOST.get(plan.name, group.members):
+                # which schedules are equal is worth knowing only where it takes no longer than their prices
+                small = group.members <= _SPELLED
+                key = plan.rounds(op, payload_bytes, group.members, root) if small else plan
+                different.setdefault(key, plan)
+        if len(different) == 1:
+            return fitted[0]
+        cost = {plan: seconds(plan) for plan in different.values()}
+        least = min(cost.values())
+        return next(plan for plan, found in cost.items() if found <= least * (1 + _EQUAL))

@@ -67,10 +67,10 @@ class DoubleBinaryTree(Plan):
             return Ring().sent(op, payload_bytes, members, root)
         edges = self._all_reduce(members) if op == "all_reduce" else _broadcast(members, root)
         halves = (payload_bytes - payload_bytes // 2, payload_bytes // 2)
-        return tuple(
-            sum(half * int((edges.source[edges.tree == tree] == i).sum()) for tree, half in enumerate(halves))
-            for i in range(members)
-        )
+        sent = np.zeros(members, dtype=np.int64)
+        for tree, half in enumerate(halves):
+            sent += half * np.bincount(edges.source[edges.tree == tree], minlength=members)
+        return tuple(sent.tolist())
 
     def _all_reduce(self, members: int) -> _Edges:
         assert len(self.islands) in (0, members), "a plan for another group"
@@ -138,11 +138,11 @@ def _up_and_down(tree: int, parent: Sequence[int]) -> list[tuple[int, int, int, 
     for member in sorted(range(len(parent)), key=depth.__getitem__, reverse=True):
         if parent[member] >= 0:
             height[parent[member]] = max(height[parent[member]], height[member] + 1)
-    edges = []
+    edges, top = [], max(height)
     for member, above in enumerate(parent):
         if above >= 0:
             edges.append((member, above, height[member], True, tree))
-            edges.append((above, member, max(height) + depth[above], False, tree))
+            edges.append((above, member, top + depth[above], False, tree))
     return edges
 
 

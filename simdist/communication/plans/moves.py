@@ -54,6 +54,17 @@ class Moves(NamedTuple):
         return source[first], target[first], np.add.reduceat(size, first)
 
 
+class Turn(NamedTuple):
+    """Sizes that go around: in step s message i has ``sizes[(i - hop (s + late)) % n]`` bytes.
+
+    ``sizes`` has one entry per message, n in all; who sends to whom is the same in every step.
+    """
+
+    sizes: Column
+    hop: int
+    late: int
+
+
 @dataclass(frozen=True)
 class Phase:
     """A run of steps with one pattern.
@@ -62,11 +73,14 @@ class Phase:
         steps: number of steps.
         moves: step number to the moves of that step.
         alike: all steps send the same messages, so that one round stands for all.
+        turn: how sizes go around from step to step, where they do: told so that a thousand steps need not be priced one
+            by one. It says nothing that ``moves`` does not say.
     """
 
     steps: int
     moves: Callable[[int], Moves]
     alike: bool = False
+    turn: Turn | None = None
 
     def rounds(self) -> Iterator[tuple[Round, int]]:
         """Spell the steps as rounds, each with the number of times that it is run."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simdist.communication.plans.moves import Column, Moves, Phase
+from simdist.communication.plans.moves import Column, Moves, Phase, Turn
 
 
 def ring_reduce_scatter(who: Column, low: Column, high: Column, hop: int = 1) -> Phase:
@@ -30,7 +30,7 @@ def _around(who: Column, low: Column, high: Column, hop: int, late: int) -> Phas
         chunk = (place - hop * (step + late)) % n
         return Moves(who, target, low[chunk], high[chunk], adds=late == 1)
 
-    return Phase(n - 1, moves, alike=bool((sizes == sizes[0]).all()))
+    return Phase(n - 1, moves, alike=bool((sizes == sizes[0]).all()), turn=Turn(sizes, hop, late))
 
 
 def pairwise_exchange(payload_bytes: int, cut: Column) -> Phase:

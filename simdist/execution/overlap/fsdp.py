@@ -26,6 +26,10 @@ class FSDP(PassOverlap):
     policy: str = "fsdp"
     prefetch: NaturalInt = 1
 
+    @property
+    def gathered_ahead(self) -> int:
+        return self.prefetch
+
     def problem(self, shards: int, lockstep: bool) -> str | None:
         return self.needs_lockstep(lockstep)
 

@@ -19,6 +19,11 @@ class Overlap(Settings, ABC):
 
     policy: str
 
+    @property
+    def gathered_ahead(self) -> int:
+        """How many units have their parameters gathered while an earlier one is under way: memory, not time."""
+        return 0
+
     @abstractmethod
     def graph(self, step: StepOps) -> StepGraph:
         """Return the tasks of a recorded step, in an order in which each comes after all that it waits for."""
