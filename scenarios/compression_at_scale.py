@@ -3,14 +3,12 @@
     simdist plan scenarios/compression_at_scale.py --out runs/compression_at_scale/optimizers \\
       --over "optimizer=adamw,muon,{name: dion, rank_fraction: 0.0625}" --over mesh.replicas=8,64,512
     simdist plan scenarios/compression_at_scale.py --out runs/compression_at_scale/compressions \\
-      --over "compression.replicas={name: error_feedback, codec: sign},{name: error_feedback, codec: topk}" \\
+      --over "compression.replicas={name: powersgd, rank: 64},{name: error_feedback, codec: topk}" \\
       --over mesh.replicas=8,64,512
-    simdist retime runs/compression_at_scale/optimizers --over network.bandwidth=...
-    simdist retime runs/compression_at_scale/compressions --over network.bandwidth=...
-    python analysis/compression_at_scale.py runs/compression_at_scale
 
 Servers of 8 GPUs: parameters are sharded inside a server over NVLink (HSDP), and replicas meet over the servers'
-network cards, whose bandwidth is the question. analysis/compression_at_scale/README.md has the commands in full.
+network cards, whose bandwidth is the question. analysis/compression_at_scale has the prices at 11 bandwidths, the
+figure, and the commands in full.
 """
 
 from simdist import Scenario
