@@ -99,7 +99,7 @@ def _fill(run: Run, luggage: Luggage, shown: str, attach: str | None, command: l
     sys.argv = list(command)  # for environment.json: what the user called
     try:
         run(Scenario.from_dict(luggage.unpacked()), out=folder, progress=False, ray_address=attach)
-    except Exception as error:  # as in one_by_one
+    except Exception as error:  # one bad point must not cost the others, as in one_by_one
         return message_of(error).replace(str(folder), shown)
     return ""
 

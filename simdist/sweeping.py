@@ -224,8 +224,7 @@ def one_by_one(run: Run, resume: Resume, *, progress: bool = True, ray_address: 
                     if kind_of(folder) == "run":
                         shutil.rmtree(folder)  # an unfinished point of a sweep that has been changed since
                     run(point.scenario, out=folder, progress=progress, ray_address=ray_address)
-            except Exception as error:
-                # one bad point must not cost a night's other results: it is named in the table and the exit status
+            except Exception as error:  # one bad point must not cost a night's other results: the table names it
                 message = message_of(error)
                 counted(f"{point.name}: failed: {message}")
             yield point, message

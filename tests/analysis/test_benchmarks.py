@@ -33,6 +33,7 @@ from analysis.benchmarks.sides import federated_data
 from analysis.benchmarks.sides.dense_orth_dion import DenseOrthDion
 from analysis.benchmarks.sides.plain_loop import backward, leaves_of
 from simdist.assembly import build_engine, build_job, build_task
+from simdist.execution.engine import LocalEngine
 from simdist.loading import load_scenario
 from simdist.program.state import tensors_of
 
@@ -201,9 +202,10 @@ def test_the_closed_form_of_the_state_is_what_workers_hold(method: str) -> None:
     sets = [argv[place + 1] for place, word in enumerate(argv) if word == "--set"]
     scenario = load_scenario(str(HERE / "sides" / "decoder.py"), sets)
     engine = build_engine(scenario, build_job(scenario, build_task(scenario)))
+    assert isinstance(engine, LocalEngine)
     with engine:
         list(engine.steps(1, 1))
-        held = sum(x.numel() * x.element_size() for state in engine.states for x in tensors_of(state) if x.ndim)  # type: ignore[attr-defined]
+        held = sum(x.numel() * x.element_size() for state in engine.states for x in tensors_of(state) if x.ndim)
     assert held == case.details["state_bytes"][method]
 
 

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from simdist.loading import load, parse_over
+from simdist.loading import load, load_scenario, parse_over
 
 HERE = Path(__file__).parents[2] / "analysis" / "cluster"
 SCENARIOS = HERE.parents[1] / "scenarios"
@@ -73,9 +73,9 @@ def test_the_job_is_one_cluster_with_room_for_its_actors() -> None:
     (head,), (worker,) = (part["template"]["spec"]["containers"] for part in (cluster["headGroupSpec"], group))
     assert head["image"] == worker["image"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    scenario = load(str(SCENARIOS / "quickstart.py"), ["engine.name=ray", "engine.actors=4"])
+    scenario = load_scenario(str(SCENARIOS / "quickstart.py"), ["engine.name=ray", "engine.actors=4"])
     assert "engine.actors=4" in job["spec"]["entrypoint"]
-    assert scenario.engine.actors == group["replicas"] * int(worker["resources"]["requests"]["cpu"])  # type: ignore[union-attr]  # a Scenario
+    assert scenario.engine.actors == group["replicas"] * int(worker["resources"]["requests"]["cpu"])
 
 
 def test_all_nodes_have_the_ray_that_is_tested() -> None:

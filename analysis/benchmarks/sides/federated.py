@@ -6,6 +6,8 @@ simdist run analysis/benchmarks/sides/federated.py
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -92,14 +94,14 @@ class LocalEpochProgram(LockstepProgram):
         job, local, losses = self._job, state._asdict(), []
         drawn: dict[int, tuple[Tensor, ...]] = {}
 
-        def part(index: int, first: int) -> tuple[Tensor, ...]:
+        def part(first: int, index: int) -> tuple[Tensor, ...]:
             if index not in drawn:
                 drawn[index] = job.task.batch(index, step)
             return tuple(x[first : first + data.BATCH] for x in drawn[index])
 
         for first in range(0, data.IMAGES, data.BATCH):
-            gradients = worker.ops.gradients(job.task.loss, local, lambda w, first=first: part(w, first))  # type: ignore[misc]
-            deferred = {name: gradients.packed(lambda found, name=name: found[name]) for name in local}  # type: ignore[misc]
+            gradients = worker.ops.gradients(job.task.loss, local, partial(part, first))
+            deferred = {name: gradients.packed(itemgetter(name)) for name in local}
             losses.append(gradients.loss())
             local = {name: x - data.LR * worker.ops.realize(deferred[name]) for name, x in local.items()}
             losses[-1] = worker.ops.realize(losses[-1])
