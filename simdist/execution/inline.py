@@ -27,15 +27,8 @@ class EagerGradients:
         return self._loss
 
 
-class InlineOps(WorkerOps):
-    """Local work of one worker."""
-
-    def __init__(self, index: int, count: int) -> None:
-        self.index = index
-        self.count = count
-
-    def each(self, make: Callable[[int], Tensor]) -> Tensor:
-        return make(self.index)
+class SingleOps(WorkerOps):
+    """Base of local work on one worker's own tensors: there are no leading worker axes."""
 
     def alike(self, x: Tensor) -> Tensor:
         return x
@@ -45,6 +38,21 @@ class InlineOps(WorkerOps):
 
     def own_bytes(self, x: Tensor) -> int:
         return x.numel() * x.element_size()
+
+    def realize(self, x: Any) -> Tensor:
+        assert isinstance(x, Tensor)
+        return x
+
+
+class InlineOps(SingleOps):
+    """Local work of one worker."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self.index = index
+        self.count = count
+
+    def each(self, make: Callable[[int], Tensor]) -> Tensor:
+        return make(self.index)
 
     def gradients(self, loss: Loss, params: Params, batch: Callable[[int], Any]) -> EagerGradients:
         leaves = {name: x.detach().requires_grad_() for name, x in params.items()}
@@ -66,10 +74,6 @@ class InlineOps(WorkerOps):
 
     def alone(self) -> InlineOps:
         return InlineOps(0, 1)
-
-    def realize(self, x: Any) -> Tensor:
-        assert isinstance(x, Tensor)
-        return x
 
 
 def inline_worker(mesh: MeshShape, index: int, seed: int) -> Worker:

@@ -24,12 +24,13 @@ from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOp
 from simdist.execution.coding import Members
 from simdist.execution.collectives import Groups
 from simdist.execution.engine import LocalEngine
+from simdist.execution.inline import SingleOps
 from simdist.execution.lockstep import Resolver, in_phases
 from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local
 from simdist.program import Axis, Mesh, MeshShape, Worker
 from simdist.program.program import LockstepProgram
 from simdist.program.requests import AllGather, AllToAll, Collective, ReduceScatter, Wave
-from simdist.program.worker import Loss, Pack, Params, Use, WorkerOps
+from simdist.program.worker import Loss, Pack, Params, Use
 
 META = torch.device("meta")
 
@@ -47,20 +48,11 @@ class ShapeGradients:
         return next(iter(self._params.values())).new_empty(())
 
 
-class ShapeOps(WorkerOps):
+class ShapeOps(SingleOps):
     """Local work of the worker that stands for all."""
 
     def each(self, make: Callable[[int], Tensor]) -> Tensor:
         return make(0)
-
-    def alike(self, x: Tensor) -> Tensor:
-        return x
-
-    def plain(self, params: Params) -> Params:
-        return params
-
-    def own_bytes(self, x: Tensor) -> int:
-        return x.numel() * x.element_size()
 
     def gradients(self, loss: Loss, params: Params, batch: Callable[[int], Any]) -> ShapeGradients:
         return ShapeGradients({name: torch.empty_like(x) for name, x in params.items()})
@@ -70,10 +62,6 @@ class ShapeOps(WorkerOps):
 
     def alone(self) -> ShapeOps:
         return self
-
-    def realize(self, x: Any) -> Tensor:
-        assert isinstance(x, Tensor)
-        return x
 
 
 class ShapeResolver(Resolver):
