@@ -326,11 +326,5 @@ def check_fits(scenario: Scenario, units: Sequence[Unit]) -> None:
     scenario.compute.check(scenario.workers, [unit.name for unit in units])
     mesh = scenario.mesh.shape
     for param in (param for unit in units for param in unit.params):
-        rows = param.shape[0] if param.shape else 1
-        if mesh.shards > rows:
-            raise InputError(
-                f"mesh.shards: got {mesh.shards} shards, but parameter {param.name!r} of shape {param.shape} has only "
-                f"{rows} rows to share out; expected at most {rows} shards, or more replicas instead"
-            )
         if param.role == "matrix":
             scenario.optimizer.check(param.shape, param.name, mesh)

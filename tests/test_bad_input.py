@@ -103,7 +103,6 @@ def test_the_scenario_itself_is_good(call: Call, scenario: str) -> None:
         # what fits together
         (["optimizer.rank=17"], ["optimizer.rank 17", "expected at most 16", "optimizer.rank_fraction"]),
         (["mesh.workers=8"], ["mesh: got workers 8 with 1 replicas x 4 shards", "expected workers 4"]),
-        (["mesh.shards=40"], ["mesh.shards: got 40 shards", "rows", "more replicas instead"]),
         (["engine.name=ray", "engine.actors=9"], ["engine.actors: got 9 for 1 x 4 = 4 workers"]),
         (["engine.name=ray", "engine.workers_per_actor=5"], ["engine.workers_per_actor: got 5"]),
         (["engine.name=ray", "engine.actors=3", "engine.workers_per_actor=2"], ["engine.actors: got 3", "2 actors"]),

@@ -132,7 +132,7 @@ def test_a_network_that_is_in_pieces(call: Call, scenario: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        (["mesh.shards=9"], "mesh.shards: got 9"),
+        (["compute.speeds.9=0.5"], "compute.speeds: got worker 9"),
         (["optimizer.name=orth_dion", "optimizer.lr=0.1", "optimizer.rank=7"], "rank"),
         (["wire.grads=int3"], "wire.grads: got unknown codec 'int3'"),
     ],

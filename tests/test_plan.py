@@ -244,13 +244,14 @@ def test_phases_add_up_to_the_step() -> None:
 
 
 @pytest.mark.slow
-def test_405_billion_parameters_on_4096_workers_take_a_minute_and_4_gigabytes() -> None:
-    code = """
+@pytest.mark.parametrize(("replicas", "shards"), [(32, 128), (1, 4096)])
+def test_405_billion_parameters_on_4096_workers_take_a_minute_and_4_gigabytes(replicas: int, shards: int) -> None:
+    code = f"""
 import resource, time
 from simdist.plan_command import combinations
 from simdist.planned import plan
-on = {"mesh.replicas": 32, "mesh.shards": 128}
-rules = {"optimizer.name": ["adamw", "muon", "dion", "orth_dion"]}
+on = {{"mesh.replicas": {replicas}, "mesh.shards": {shards}}}
+rules = {{"optimizer.name": ["adamw", "muon", "dion", "orth_dion"]}}
 for name, point in combinations("llama3-405b", on, rules).items():
     began = time.process_time()
     assert plan(point).parameters == 405853388800

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import zip_longest
-from typing import Any
+from operator import attrgetter
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from simdist.execution.agreement import END, Topic
 from simdist.execution.coding import OPS
 from simdist.execution.collectives import Groups, Part
 from simdist.execution.exchange import Exchange
+from simdist.execution.garbage import only_young
 from simdist.execution.saved import Form, SavedBlock, dealt_out
 from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local, words
 from simdist.program import MeshShape, Worker
@@ -131,11 +133,21 @@ def _kind(request: Request) -> str:
     return type(request).__name__
 
 
+def _said(kind: type) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function from a request to what all workers of a lock-step program must say alike."""
+    names = [part.name for part in fields(kind) if part.name not in ("axis", "tensor")]
+    if kind in COLLECTIVES:
+        names.append("axis.name")
+    # two at least, as one attribute alone would not come as a tuple
+    return attrgetter(names[0], *names)
+
+
+_SAID = {kind: _said(kind) for kind in get_args(Request)}
+
+
 def _signature(request: Request) -> tuple[Any, ...]:
-    if isinstance(request, COLLECTIVES):
-        rest = {k: v for k, v in vars(request).items() if k not in ("axis", "tensor")}
-        return (type(request), request.axis.name, *rest.items())
-    return (type(request), *vars(request).items())
+    kind = type(request)
+    return (kind, *_SAID[kind](request))
 
 
 @dataclass
@@ -173,10 +185,11 @@ class LockstepBlock:
         self.resolver.step = step
         for worker in self.workers:
             worker.observations.clear()
-        results, ops = self._drive(
-            [self.program.step(worker, state, step) for worker, state in zip(self.workers, self.states, strict=True)],
-            self.hold,
-        )
+        with only_young():
+            results, ops = self._drive(
+                [self.program.step(worker, old, step) for worker, old in zip(self.workers, self.states, strict=True)],
+                self.hold,
+            )
         self.resolver.finish()
         self.states = [state for state, _ in results]
         self.completed = step

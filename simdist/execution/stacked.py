@@ -24,6 +24,7 @@ from simdist.communication.trace import CollectiveOp, ComputeOp, SleepOp, StepOp
 from simdist.errors import ProgramError
 from simdist.execution.coding import Coder, Members
 from simdist.execution.deferred import Deferred, DeferredGradients
+from simdist.execution.lazy import Lazy
 from simdist.execution.lockstep import Resolver, in_phases
 from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local
 from simdist.execution.worker_gradients import Sizes
@@ -69,9 +70,20 @@ class StackedResolver(Resolver):
 
     def collective(self, request: Collective, coder: Coder) -> tuple[Tensor, int]:
         """Return the answer and the bytes of the full message."""
+        if isinstance(request.tensor, Lazy):
+            return self._by_pieces(request, request.tensor, coder)
         if request.axis.name == "workers":
             return self._over_workers(request, coder)
         return self._along(LEAD[request.axis.name], request, coder)
+
+    def _by_pieces(self, request: Collective, x: Lazy, coder: Coder) -> tuple[Tensor, int]:
+        """Carry a collective out for some of its groups at a time: they have nothing to do with each other."""
+        if request.axis.name == "workers":
+            return self._over_workers(replace(request, tensor=x.whole()), coder)
+        axis = LEAD[request.axis.name]
+        found = x.by_pieces(1 - axis, lambda piece: self._along(axis, replace(request, tensor=piece), coder))
+        answers = [answer for answer, _ in found]
+        return answers[0] if len(answers) == 1 else torch.cat(answers, 1 - axis), found[0][1]
 
     def _along(self, axis: int, request: Collective, coder: Coder) -> tuple[Tensor, int]:
         """Carry a collective out over the members that a leading axis counts."""
@@ -158,6 +170,9 @@ class StackedOps(WorkerOps):
 
     def gradients(self, loss: Loss, params: Params, batch: Callable[[int], Any]) -> DeferredGradients:
         return DeferredGradients(self.mesh, loss, params, batch, self.sizes, self.places)
+
+    def lazily(self, function: Callable[..., Tensor], *operands: Tensor) -> Lazy:
+        return Lazy(function, operands)
 
     def evaluate(self, loss: Loss, params: Params, batches: Sequence[Any]) -> Tensor:
         single = self.plain(params)

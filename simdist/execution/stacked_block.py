@@ -22,6 +22,7 @@ from simdist.execution.coding import Coder
 from simdist.execution.collectives import Groups, Part
 from simdist.execution.deferred import Deferred, DeferredGradients
 from simdist.execution.exchange import Exchange
+from simdist.execution.lazy import Lazy
 from simdist.execution.lockstep import Resolver, in_phases, swap_parts
 from simdist.execution.stacked import LEAD, StackedOps, StackedResolver, refuse_share
 from simdist.execution.wiring import COLLECTIVES, Wiring, describe_local
@@ -101,6 +102,8 @@ class StackedBlockResolver(Resolver):
             if isinstance(request, (Reduce, ReduceScatter)) and x.own is None and not coder.order_shows:
                 return self._leave_summed(request, x, coder)
             x = x.realize()
+        if isinstance(x, Lazy):
+            x = x.whole()
         requests = [replace(request, tensor=self._mine(x, i)) for i in range(len(self.local))]
         return _Crossing(self.groups.part(requests, coder), request, (x.shape[0], x.shape[1]))
 

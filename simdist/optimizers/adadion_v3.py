@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class AdaDionV3(AdaptiveRank):
     (``modes``), and the two a matrix too: the limit then compares root mean squares of the replicas' R and G.
     """
 
+    keeps_gradient: ClassVar[bool] = True
+
     name: Literal["adadion_v3"] = "adadion_v3"
     scale: Scale = "none"
     rank: PositiveInt | None = 64
@@ -94,13 +96,13 @@ class AdaDionV3(AdaptiveRank):
         along = seen.w if self.cleared == "average" else seen.gathered @ seen.u
         buffer = seen.gathered - (along * shares.unsqueeze(-2).to(along.dtype)) @ seen.u.mT
         if self.buffer_limit is not None:
-            buffer = await self._limited_buffer(self.buffer_limit, stack, worker, seen.grad, buffer)
+            buffer = await self._limited_buffer(self.buffer_limit, stack, worker, seen.gradient, buffer)
         return state._replace(buffer=buffer, **modes._asdict())
 
     async def _compared(self, stack: Stack, worker: Worker, seen: Seen, state: Any, active: Tensor) -> Modes:
         """Return the modes of this step, with their persistence."""
         await worker.compute(2.0 * stack.local_numel * seen.u.shape[-1], "modes")
-        q = seen.grad @ seen.u
+        q = seen.gradient @ seen.u
         if self.syncs_replicas(stack.shape, stack.mesh):
             q = await worker.mesh.replicas.mean(q, part="modes")
         before, persistence = state.direction, state.persistence

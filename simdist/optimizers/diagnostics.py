@@ -43,9 +43,9 @@ async def observe_low_rank(stack: Stack, worker: Worker, seen: Seen, buffer: Ten
     end.
     """
     mesh = worker.mesh.measuring()
-    before = seen.gathered - seen.grad
+    before = seen.gathered - seen.gradient
     # every term takes part in M = G + R, so all have the leading worker axes of M but perhaps the gradient
-    terms = (buffer, seen.grad, seen.gathered - seen.captured, seen.gathered, before @ seen.u)
+    terms = (buffer, seen.gradient, seen.gathered - seen.captured, seen.gathered, before @ seen.u)
     lead = torch.broadcast_shapes(*(term.shape[:-2] for term in terms))
     squares = torch.stack([t.double().square().sum(dim=(-2, -1)).expand(lead) for t in terms], dim=-1)
     squares = await mesh.replicas.mean(await mesh.shards.sum(squares))
@@ -99,7 +99,7 @@ async def _spectrum(stack: Stack, worker: Worker, seen: Seen) -> Tensor:
         return values, vectors[..., : u.shape[-1]] * active
 
     values, of_m = await owned(seen.gathered)
-    _, of_g = await owned(seen.grad)
+    _, of_g = await owned(seen.gradient)
     ky_fan = (values[..., : u.shape[-1]] * active.squeeze(-2)).sum(dim=-1)
     count = active.sum(dim=-1)  # [..., c, 1]
     last = values.gather(-1, (count - 1).clamp(min=0)).squeeze(-1)

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import model_validator
@@ -73,23 +73,29 @@ class Seen(NamedTuple):
     """What a step computed, for the hooks :meth:`LowRank.feed_back` and :meth:`LowRank.adapt`; this worker's rows.
 
     Attributes:
-        grad: G, ``[..., c, rows, n]``.
-        gathered: M = G + buffer of before the step, same shape. With compressed replicas each has its own.
+        gathered: M = G + buffer of before the step, ``[..., c, rows, n]``. With compressed replicas each has its own.
         u: U, whole on every worker, ``[..., c, n, r]``.
         w: W = M U, averaged over compressed replicas, ``[..., c, rows, r]``.
         vbar: the right factor of the update, like ``w``; zero columns where there is nothing to go by.
         captured: W U^T, ``[..., c, rows, n]``.
         squares: squared column norms of W summed over shards, ``[..., c, 1, r]``, where the right factor has them
             anyway, hence equal on all workers; None where they would have to be asked for.
+        grad: G, like ``gathered``, for rules with :attr:`LowRank.keeps_gradient` and in steps that are measured.
     """
 
-    grad: Tensor
     gathered: Tensor
     u: Tensor
     w: Tensor
     vbar: Tensor
     captured: Tensor
     squares: Tensor | None
+    grad: Tensor | None
+
+    @property
+    def gradient(self) -> Tensor:
+        """``grad``, where it was kept."""
+        assert self.grad is not None, "set keeps_gradient"
+        return self.grad
 
 
 class LowRank(Spectral):
@@ -112,6 +118,9 @@ class LowRank(Spectral):
     that of ``state.basis``, so that a basis with other columns is all it takes. Where the matrices of a stack differ
     in rank, trailing columns of a basis that are zero stay zero in U, W and Vbar, and their bytes are real.
     """
+
+    #: whether hooks read the step's gradient, which is otherwise let go: with compressed replicas it is large
+    keeps_gradient: ClassVar[bool] = False
 
     rank: PositiveInt | None = None
     rank_fraction: Share | None = None
@@ -223,12 +232,14 @@ class LowRank(Spectral):
         stored = state.buffer.dtype, state.basis.dtype
         state = state._replace(buffer=state.buffer.to(x.dtype), basis=state.basis.to(x.dtype))
         gathered = grad + state.buffer
+        kept = grad if self.keeps_gradient or worker.measures else None
+        del grad
         u, w, factor = await self._factors(stack, gathered, state, product, worker)
         # the products of error feedback and of the update
         await worker.compute(2 * product, "update")
 
         captured = (w if self.cleared == "average" else gathered @ u) @ u.mT
-        seen = Seen(grad, gathered, u, w, factor.update, captured, factor.squares)
+        seen = Seen(gathered, u, w, factor.update, captured, factor.squares, kept)
         size = lr * self.update_size(stack, state)
         new = self.decayed(stack, x, lr) - size * (factor.update @ u.mT)
         more = self.noted(stack, state)
@@ -259,7 +270,7 @@ class LowRank(Spectral):
             await worker.compute(product, "W")
             return u, gathered @ u, factor
         await worker.compute(product, "P")
-        u = await self._left_factor(stack, gathered.mT @ state.basis, int(state.step), compressed, worker)
+        u = await self._left_factor(stack, gathered, state, compressed, worker)
         await worker.compute(product, "W")
         w = gathered @ u
         if compressed:
@@ -267,21 +278,28 @@ class LowRank(Spectral):
         await worker.compute(flops, "right factor")
         return u, w, await right.apply(w, state.basis, setting)
 
-    async def _left_factor(self, stack: Stack, p: Tensor, step: int, compressed: bool, worker: Worker) -> Tensor:
-        """Return U = orth(P) of every matrix; ``p`` is this worker's summand."""
+    async def _left_factor(self, stack: Stack, m: Tensor, state: Any, compressed: bool, worker: Worker) -> Tensor:
+        """Return U = orth(P) of every matrix, P = M^T V; ``m`` is this worker's rows of M."""
         replicas, shards = worker.mesh.replicas, worker.mesh.shards
         owners = shards if shards.size > 1 else replicas
+        # this worker's summand of P, r rows of n, which may well be more than its own rows
+        operands = m, state.basis
         if shards.size > 1:
             # reduce-scatter before averaging: one worker in F averages each P, as microsoft/dion does
-            p = await shards.reduce_scatter(p, dim=-3, part="P")
+            p = await shards.reduce_scatter(worker.ops.lazily(_summand, *operands), dim=-3, part="P")
             if compressed:
                 p = await replicas.mean(p, part="P")
         elif compressed:
-            p = await replicas.reduce_scatter(p, dim=-3, mean=True, part="P")
+            p = await replicas.reduce_scatter(worker.ops.lazily(_summand, *operands), dim=-3, mean=True, part="P")
         else:
-            p = replicas.share(p, dim=-3)
-        how, warmup = self.left_factor, self.cqr_warmup
+            p = replicas.share(_summand(*operands), dim=-3)
+        step, how, warmup = int(state.step), self.left_factor, self.cqr_warmup
         flops = left_factor_flops(stack.shape[1], p.shape[-1], how, step, warmup)
         await worker.compute(stack.count // owners.size * flops, "orth")
         u: Tensor = await owners.all_gather(make_left_factor(p, how, worker.seed, step, warmup), dim=-3, part="P")
         return u
+
+
+def _summand(m: Tensor, basis: Tensor) -> Tensor:
+    """Return what one shard's rows of M and V add to P = M^T V."""
+    return m.mT @ basis

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from torch import Tensor
 
 from simdist.program.ask import ask, ask_wave
-from simdist.program.mesh import Label, Mesh
+from simdist.program.mesh import Mesh, label_of
 from simdist.program.requests import Compute, Message, Receive, Reduce, ReduceScatter, Request, Send, Sleep, Wire
 
 Params = dict[str, Tensor]
@@ -66,6 +66,18 @@ class WorkerOps(ABC):
     def alone(self) -> WorkerOps:
         """Return the local work of a worker that has no fellow workers (see :meth:`Worker.alone`)."""
 
+    def lazily(self, function: Callable[..., Tensor], *operands: Tensor) -> Any:
+        """Return ``function(*operands)`` as something that one collective of the mesh takes as its tensor.
+
+        A cohort computes it for a few workers at a time, when the collective's turn comes: what all workers send may be
+        larger than all that they hold.
+
+        Args:
+            function: sees dimensions from the end only.
+            operands: this worker's, of the same leading axes or of axes of size one.
+        """
+        return function(*operands)
+
     @abstractmethod
     def realize(self, x: Any) -> Tensor:
         """Return a deferred value as a tensor; a tensor comes back as it is."""
@@ -92,7 +104,9 @@ class Worker:
 
     def labelled(self, purpose: str, tensor: str = "", wire: Wire = "factors") -> Worker:
         """Return this worker with every transfer labelled for the ledger."""
-        return replace(self, mesh=self.mesh.labelled(Label(purpose, tensor, wire)))
+        mesh = self.mesh.labelled(label_of(purpose, tensor, wire))
+        # not by replace(), which takes longer: every worker does this some twenty times a step
+        return Worker(self.index, self.count, mesh, self.seed, self.ops, self.observations, self.measures)
 
     def measuring(self, now: bool) -> Worker:
         """Return this worker with diagnostics switched on or off for the coming step."""

@@ -64,6 +64,9 @@ class _Ops:
 
     each: Callable[[Callable[[int], Tensor]], Tensor]
 
+    def lazily(self, function: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+        return function(*operands)
+
 
 Program = Callable[[Worker], Coroutine[Any, Any, Any]]
 

@@ -16,6 +16,7 @@ from tests.optimizers.harness import DRIVERS, MESHES, Cohort, Driver, Parameter,
 from tests.optimizers.law_runs import (
     ALONE,
     EVERYWHERE,
+    FINELY,
     GRADIENT,
     PARAMETERS,
     SMALL,
@@ -61,7 +62,10 @@ def single(case: Case, mesh: MeshShape) -> MeshShape:
     return ALONE if case.sharded is not None else MeshShape(1, mesh.shards)
 
 
-@over_runs(only=lambda case, mesh: mesh == single(case, mesh) or mesh.replicas == 1 or case.replicated is not None)
+@over_runs(
+    [*EVERYWHERE, FINELY],
+    only=lambda case, mesh: mesh == single(case, mesh) or mesh.replicas == 1 or case.replicated is not None,
+)
 def test_many_workers_are_one_with_the_mean_gradient(case: Case, driver: Driver, mesh: MeshShape) -> None:
     """Sharded is unsharded, and replicas are one."""
     promised = [1e-10, case.sharded if mesh.shards > 1 else None, case.replicated if mesh.replicas > 1 else None]
@@ -111,9 +115,9 @@ def test_identical_workers_are_one_worker(case: Case, driver: Driver, mesh: Mesh
     agree(identical_run(case.rule, mesh, driver).results, expected, case.identical)
 
 
-@over_runs(only=lambda case, mesh: case.sent is not None)
+@over_runs([*EVERYWHERE, FINELY], only=lambda case, mesh: case.sent is not None)
 def test_bytes_are_those_of_the_closed_form(case: Case, driver: Driver, mesh: MeshShape) -> None:
-    """DDP, FSDP, HSDP and one worker, with uneven shards, an empty one, and dummies."""
+    """DDP, FSDP, HSDP and one worker, with uneven shards, empty ones, and dummies."""
     assert case.sent is not None
     outcome = random_run(case.rule, mesh, driver)
     stacks = [assignment.stack for assignment in outcome.results[0].assignments]
@@ -130,7 +134,7 @@ def test_drivers_agree_on_transfers_and_flops(case: Case, mesh: MeshShape) -> No
     assert one.flops == other.flops
 
 
-@over_runs()
+@over_runs([*EVERYWHERE, FINELY])
 def test_dummies_and_padding_rows_stay_zero(case: Case, driver: Driver, mesh: MeshShape) -> None:
     """In parameters, and in whatever of the state has their shape."""
     outcome = random_run(case.rule, mesh, driver)

@@ -24,14 +24,14 @@ from simdist.program import MeshShape, Worker
 from simdist.program.program import LockstepProgram
 from simdist.workloads.workload import ParamSpec, Unit
 
-#: uneven rows, vectors, a convolution's four dimensions, and fewer rows in the last shards than in the first
+#: uneven rows, vectors, a convolution's four dimensions, and in the last shards fewer rows than in the first, or none
 UNITS = (
     Unit("root", (ParamSpec("embed", (11, 3), "embedding"), ParamSpec("gain", (5,), "vector")), 1.0, 2.0, root=True),
     Unit("a", (ParamSpec("a.w", (7, 6), "matrix"), ParamSpec("a.b", (7,), "vector")), 1.0, 2.0),
     Unit("b", (ParamSpec("b.w", (7, 6), "matrix"), ParamSpec("conv", (5, 2, 3, 3), "vector")), 1.0, 2.0),
 )
 SPECS = [spec for unit in UNITS for spec in unit.params]
-MESHES = [MeshShape(1, 1), MeshShape(1, 4), MeshShape(3, 1), MeshShape(2, 3), MeshShape(2, 5)]
+MESHES = [MeshShape(1, 1), MeshShape(1, 4), MeshShape(3, 1), MeshShape(2, 3), MeshShape(2, 5), MeshShape(1, 13)]
 WIRING = Wiring.from_names(dict.fromkeys(("params", "grads", "factors", "statistics"), "fp64"))
 RULES: list[Rule] = [AdamW(lr=0.1), Muon(lr=0.1), OrthDion(lr=0.1, rank=1)]
 

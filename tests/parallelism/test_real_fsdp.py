@@ -52,8 +52,8 @@ CUTS = {
     "one unit": Cut("Net", ()),
     "empty root": Cut("make_sequential"),
 }
-#: parameters have 5, 6, 7 and 10 rows
-MESHES = [(1, 2), (1, 3), (1, 4), (2, 2), (4, 1)]
+#: parameters have 5, 6, 7 and 10 rows, so that of 8 and of 12 shards some or most are empty
+MESHES = [(1, 2), (1, 3), (1, 4), (1, 8), (1, 12), (2, 2), (2, 8), (4, 1)]
 
 
 def scenario(

@@ -13,17 +13,14 @@ MEMORY_TARGETS = {1024: 1.5e9}
 
 def case(size: Size) -> Case:
     steps = max(4, size.steps // 2)
-    # a hidden matrix of so many rows can be cut into no more shards; beyond that there are replicas of them
-    meshes = {count: min(count, size.width) for count in size.many}
     sides, questions, agree, points = [], [], [], []
-    for count, shards in meshes.items():
+    for count in size.many:
         base, own = f"plain loop, batch {count}", f"stacked, {count} workers"
-        mesh = {"mesh.shards": shards, "mesh.replicas": count // shards}
         sides += [
             plain(size, base, count, 1, steps),
-            emulated(size, own, "stacked", count, 1, steps, mesh),
+            emulated(size, own, "stacked", count, 1, steps),
         ]
-        shape = f"{count} workers ({count // shards} x {shards}, batch 1)"
+        shape = f"{count} workers (FSDP, batch 1)"
         questions += [
             Question(f"{shape}: step over plain loop", step_ratio(own, base), "x", STEP_TARGETS.get(count)),
             Question(f"{shape}: peak RSS over plain loop's", more_memory(own, base), "B", MEMORY_TARGETS.get(count)),
