@@ -53,10 +53,14 @@ def free_port() -> int:
 def submit() -> Iterator[Submit]:
     """Start a head with a job server on loopback; return a function that submits a command and waits for its end."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets in it must have short names
+    nothing = folder / "nothing"
+    nothing.mkdir()
     port, board = free_port(), free_port()
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # an agent that starts beside other tests on two cores may need more than Ray's 30 s
+        "RAY_agent_register_timeout_ms": f"{START_SECONDS}000",
         # a key of its own: nothing is left in the home folder, and nobody else's cluster is met
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(24),
@@ -72,10 +76,18 @@ def submit() -> Iterator[Submit]:
         call = [*RAY, "job", "submit", "--address", address, "--working-dir", str(working_dir), "--", *command]
         return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
+    def answers() -> bool:
+        """Whether jobs are taken: the server answers some seconds before the agent that starts them does."""
+        listing = [*RAY, "job", "list", "--address", address]
+        if subprocess.run(listing, env=environment, capture_output=True, check=False).returncode:
+            return False
+        tried = submitted(nothing, "true")
+        assert tried.returncode == 0 or "No available agent" in tried.stderr, tried.stderr
+        return tried.returncode == 0
+
     try:
         deadline = time.monotonic() + START_SECONDS
-        listing = [*RAY, "job", "list", "--address", address]
-        while subprocess.run(listing, env=environment, capture_output=True, check=False).returncode:
+        while not answers():
             assert head.poll() is None, (folder / "head.log").read_text()
             assert time.monotonic() < deadline, "the job server did not answer"
             time.sleep(1)
