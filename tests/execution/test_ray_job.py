@@ -59,14 +59,14 @@ def submit() -> Iterator[Submit]:
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # an agent that starts beside other tests on two cores may need more than Ray's 30 s
-        "RAY_agent_register_timeout_ms": f"{START_SECONDS}000",
         # a key of its own: nothing is left in the home folder, and nobody else's cluster is met
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(24),
     }
     options = ["--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
     options += ["--dashboard-host=127.0.0.1", f"--dashboard-port={board}", "--disable-usage-stats"]
+    # Ray's default is one port for all: the agent of a second Ray on this machine would take no jobs
+    options.append(f"--dashboard-agent-listen-port={free_port()}")
     options += ["--object-store-memory=100000000", f"--temp-dir={folder}"]
     log = (folder / "head.log").open("w")
     head = subprocess.Popen([*RAY, "start", *options], env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -25,7 +25,7 @@ def case(size: Size) -> Case:
         sides=tuple(
             Side(
                 engine,
-                side_command("teacher_scaling", "--engine", engine, "--workers", listed, "--steps", 4),
+                side_command("teacher_scaling", "--engine", engine, "--workers", listed, "--steps", 3),
                 f"simdist run, engine {engine}, {threads} threads",
                 threads=threads,
             )
