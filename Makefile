@@ -53,7 +53,7 @@ fidelity: $(STAMP) ## predict the committed measurements of real links, real ste
 fidelity-measure: $(STAMP) ## the same, but first measure what is missing (root, iproute2, python3-simgrid; 40 minutes for all)
 	$(BIN)/python -m analysis.fidelity --measure
 
-bench: $(STAMP) ## measure speed and memory against plain loops and peers (half an hour on 2 idle cores; more to install Flower once)
+bench: $(STAMP) ## measure speed and memory against plain loops and peers (an hour on 2 idle cores; more to install Flower once)
 	$(BIN)/python -m analysis.benchmarks --make-flower
 
 lint: $(STAMP) ## check style, formatting and types

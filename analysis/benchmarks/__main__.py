@@ -3,7 +3,7 @@
 Measures every case in turns, writes ``results.json`` (all samples), prints the table, draws the figures. Exit status 1
 if a target is missed or a case fails. Leave the machine alone meanwhile: sides run in turns, but noise is noise.
 
-    python -m analysis.benchmarks                      # all cases, about half an hour on 2 idle cores
+    python -m analysis.benchmarks                      # all cases, about an hour on 2 idle cores
     python -m analysis.benchmarks --only step_time     # one case; the others' results stay
     python -m analysis.benchmarks --report             # table and figures of what was measured before
     python -m analysis.benchmarks --quick --out DIR    # tiny sizes: does everything work?

@@ -32,7 +32,7 @@ class Size:
     Attributes:
         quick: for the few choices that are no numbers below.
         rounds: samples of every side.
-        peer_rounds: the same for sides of many processes, which are slow and far from the other sides.
+        peer_rounds: the same for cases whose sides are slow: fewer in a smoke run.
         threads: torch's threads, the same on all sides; where a side has several processes they share them.
         width, depth, context: of the decoder.
         batch: sequences per worker where the workers are few.
@@ -56,7 +56,7 @@ class Size:
     flower_python: Path
 
 
-FULL = Size(False, 5, 3, 2, 128, 5, 64, 8, 16, (256, 1024), 8, ROOT / "build" / "flower" / "bin" / "python")
+FULL = Size(False, 5, 5, 2, 128, 5, 64, 8, 16, (256, 1024), 8, ROOT / "build" / "flower" / "bin" / "python")
 QUICK = Size(True, 2, 1, 1, 16, 1, 8, 1, 4, (8,), 4, FULL.flower_python)
 
 #: the first step also starts engines and prices; the second still meets a cold allocator

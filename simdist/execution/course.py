@@ -10,7 +10,8 @@ import numpy as np
 
 from simdist.communication.plans.moves import Column, Phase
 from simdist.communication.plans.plan import Round, Rounds
-from simdist.execution.lanes import Index, LaneBook, Lanes, Spans
+from simdist.execution.lane_book import Laid, LaneBook
+from simdist.execution.lanes import Index, Spans
 from simdist.execution.segments import cut
 from simdist.network.flows import drain
 from simdist.network.network import Network
@@ -89,7 +90,7 @@ class Course:
         return self.apart_by <= TOGETHER
 
 
-def run_phases(phases: Sequence[Phase], book: LaneBook, groups: Index, course: Course) -> Iterator[Lanes]:
+def run_phases(phases: Sequence[Phase], book: LaneBook, groups: Index, course: Course) -> Iterator[Laid]:
     """Run phases of a plan on groups that begin together on idle links, none of which vary.
 
     Args:

@@ -108,9 +108,9 @@ class Lanes:
         self._alike = [_Alike(network, found, len(source)) for found in by_kind.values()]
 
     @property
-    def messages(self) -> int:
-        """How many messages the groups send in all."""
-        return len(self._latency)
+    def held_bytes(self) -> int:
+        """The memory that these take, about: what is remembered of a message is some Python objects."""
+        return 1024 * len(self._latency)
 
     def mark(self, used: npt.NDArray[np.bool_]) -> None:
         """Mark the links that each group uses; shape [groups, links]."""
@@ -226,30 +226,3 @@ def _kind(cluster: _Cluster, capacities: Sequence[float], per_group: int) -> obj
     crossed = tuple(tuple(links.setdefault(link, len(links)) for link in route.links) for route in cluster.routes)
     latencies = tuple(route.latency for route in cluster.routes)
     return latencies, cluster.offsets, own, crossed, tuple(capacities[link] for link in links)
-
-
-class LaneBook:
-    """Lanes that were looked up before: collectives of all sizes take the same ones.
-
-    Args:
-        network: routes and links, none of which vary.
-    """
-
-    #: messages that remembered lanes may have in all
-    _REMEMBERED = 2**19
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._known: dict[tuple[bytes, bytes, bytes], Lanes] = {}
-        self._held = 0
-
-    def lanes(self, groups: Index, source: Column, target: Column) -> Lanes:
-        """Return the lanes of messages between these members of these groups."""
-        key = (groups.tobytes(), source.tobytes(), target.tobytes())
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = Lanes(self._network, groups, source, target)
-            self._held += found.messages
-            while self._held > self._REMEMBERED and len(self._known) > 1:
-                self._held -= self._known.pop(next(iter(self._known))).messages
-        return found

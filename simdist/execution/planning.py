@@ -10,7 +10,7 @@ import numpy as np
 from simdist.communication.plans import Collectives, GroupShape, Plan
 from simdist.execution.course import Course, run_phases, seconds_alone
 from simdist.execution.events import Groups
-from simdist.execution.lanes import LaneBook
+from simdist.execution.lane_book import LaneBook
 from simdist.network.network import Network
 
 

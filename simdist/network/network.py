@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import networkx as nx
 import numpy as np
+import numpy.typing as npt
 
 from simdist.errors import InputError, suggest
 from simdist.network.flows import Route
@@ -18,6 +20,23 @@ from simdist.network.routing import Routes, RoutingPolicy
 from simdist.network.sharing import Floats, Sharing
 
 _HERE = Route((), 0.0)
+
+Index: TypeAlias = "npt.NDArray[np.intp]"
+
+
+class Ends(NamedTuple):
+    """Where each worker's messages enter and leave the switches; shape [workers] each.
+
+    Attributes:
+        host: numbers its host.
+        site: numbers the node that its host is attached to, or the host itself if that has several neighbours.
+        up, down: the links between the two, there and back; -1 where ``site`` is the host.
+    """
+
+    host: Index
+    site: Index
+    up: Index
+    down: Index
 
 
 class Network:
@@ -71,6 +90,7 @@ class Network:
             [bandwidths * settings.efficiency, np.full(len(local), settings.host_bandwidth or 0.0)]
         )
         self.sharing = Sharing(self.capacities, variation, self.links)
+        self._routing = routing
         self._paths = Routes(graph, link_of, routing, ecmp_seed)
         self._overhead = settings.message_overhead
         # Routes by pair of hosts; a pair of one host is for two workers on it.
@@ -97,6 +117,29 @@ class Network:
             links, latency = self._paths.route(*pair)
             found = self._routes[pair] = Route(links, latency + self._overhead)
         return found
+
+    @cached_property
+    def ends(self) -> Ends | None:
+        """Where messages enter and leave the switches; None where hosts differ in latency, or paths in more (ECMP)."""
+        if self._routing != "shortest":
+            return None
+        # a host may be another's only neighbour: as that one's site it is told apart from itself
+        numbers: dict[tuple[str, bool], int] = {}
+        rows, latencies = [], set()
+        for host in dict.fromkeys(self.hosts):
+            access = self._paths.access(host)
+            if access is None:
+                rows.append((numbers.setdefault((host, False), len(numbers)), -1, -1))
+            else:
+                gate, up, down, *seconds = access
+                rows.append((numbers.setdefault((gate, True), len(numbers)), up, down))
+                latencies.add(tuple(seconds))
+        if len(latencies) > 1:
+            return None
+        host_of = {host: number for number, host in enumerate(dict.fromkeys(self.hosts))}
+        host = np.array([host_of[name] for name in self.hosts], dtype=np.intp)
+        site, up_link, down_link = np.array(rows, dtype=np.intp).T[:, host]
+        return Ends(host, site, up_link, down_link)
 
 
 def _capacities(graph: nx.DiGraph[str], duplex: str) -> tuple[list[str], Floats, dict[tuple[str, str], int]]:

@@ -139,6 +139,18 @@ class Routes:
         whole = [start] * (first != start) + middle + [goal] * (last != goal)
         return tuple(self._names[node] for node in whole)
 
+    def access(self, node: str) -> tuple[str, int, int, float, float] | None:
+        """Return a node's only neighbour, the links to it and back, and their latencies (s); None where it has several.
+
+        Under ``shortest`` the way between two such nodes is that between their neighbours, whoever they are.
+        """
+        gate = self._gateway.get(self._order[node])
+        if gate is None:
+            return None
+        name = self._names[gate]
+        there, back = (node, name), (name, node)
+        return name, self._links[there], self._links[back], self._latency[there], self._latency[back]
+
     def _gateways(self) -> dict[int, int]:
         """Return the neighbour of every node that has just one, unless that one has no other neighbour either."""
         alone = {
