@@ -40,7 +40,8 @@ class CountedLanes:
     @cached_property
     def exact(self) -> Lanes:
         """The lanes, message by message."""
-        return Lanes(self._network, self._groups, self._source, self._target)
+        source, target = self._source.astype(np.int64), self._target.astype(np.int64)
+        return Lanes(self._network, self._groups, source, target)
 
     @property
     def held_bytes(self) -> int:
@@ -82,14 +83,14 @@ class _Counts:
         decide: whether each group has a message of its longest latency among the slowest.
     """
 
-    crossings: npt.NDArray[np.int64]
+    crossings: npt.NDArray[np.int32]
     rate: float
     latency: Floats
     decide: bool
 
     @classmethod
     def of(cls, network: Network, ends: Ends, groups: Index, source: Column, target: Column) -> _Counts:
-        crossings = np.zeros((len(groups), len(network.links)), dtype=np.int64)
+        crossings = np.zeros((len(groups), len(network.links)), dtype=np.int32)
         seen: dict[int, _Sample] = {}
         step = max(1, _AT_A_TIME // len(groups))
         for first in range(0, len(source), step):
@@ -103,11 +104,11 @@ class _Counts:
         latency = np.zeros(len(groups))
         late = np.zeros(len(groups), dtype=bool)
         for sample in seen.values():
-            route, group = network.route(sample.one, sample.other), sample.group
-            if route.latency >= latency[group]:
+            route, own = network.route(sample.one, sample.other), sample.group
+            if route.latency >= latency[own]:
                 among = bool(slowest[list(route.links)].any()) if route.links else not load.any()
-                late[group] = among or (late[group] and route.latency == latency[group])
-                latency[group] = route.latency
+                late[own] = among or (late[own] and route.latency == latency[own])
+                latency[own] = route.latency
         return cls(crossings, float(share.min(initial=np.inf)), latency, bool(late.all()))
 
 
@@ -125,7 +126,7 @@ def _count(
     group: Index,
     one: Index,
     other: Index,
-    crossings: npt.NDArray[np.int64],
+    crossings: npt.NDArray[np.int32],
     seen: dict[int, _Sample],
 ) -> None:
     """Count some messages; ``seen`` gets one for each group and way between switches."""
@@ -143,8 +144,9 @@ def _count(
     kinds, first, count = np.unique(every, return_index=True, return_counts=True)
     for kind, at, times in zip(kinds.tolist(), first.tolist(), count.tolist(), strict=True):
         sample = seen.setdefault(kind, _Sample(int(group[at]), int(one[at]), int(other[at])))
-        links = network.route(sample.one, sample.other).links
+        way_between = network.route(sample.one, sample.other).links
         if apart[at]:
-            links = links[int(ends.up[sample.one] >= 0) : len(links) - int(ends.down[sample.other] >= 0)]
-        for link in links:
+            own_up, own_down = int(ends.up[sample.one] >= 0), int(ends.down[sample.other] >= 0)
+            way_between = way_between[own_up : len(way_between) - own_down]
+        for link in way_between:
             crossings[sample.group, link] += times

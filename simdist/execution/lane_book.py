@@ -39,7 +39,7 @@ class LaneBook:
     def lanes(self, groups: Index, source: Column, target: Column) -> Laid:
         """Return the lanes of messages between these members of these groups."""
         # digests, as millions of messages would make long keys
-        key = tuple(hashlib.blake2b(np.ascontiguousarray(column)).digest() for column in (groups, source, target))
+        key = tuple(hashlib.blake2b(np.ascontiguousarray(column).data).digest() for column in (groups, source, target))
         self._weigh(self._last)  # again, as it may have been looked at more closely since
         found = self._known.get(key)
         if found is None:

@@ -136,10 +136,9 @@ class Network:
                 latencies.add(tuple(seconds))
         if len(latencies) > 1:
             return None
-        host_of = {host: number for number, host in enumerate(dict.fromkeys(self.hosts))}
-        host = np.array([host_of[name] for name in self.hosts], dtype=np.intp)
-        site, up_link, down_link = np.array(rows, dtype=np.intp).T[:, host]
-        return Ends(host, site, up_link, down_link)
+        number_of = {host: number for number, host in enumerate(dict.fromkeys(self.hosts))}
+        number = np.array([number_of[host] for host in self.hosts], dtype=np.intp)
+        return Ends(number, *np.array(rows, dtype=np.intp).T[:, number])
 
 
 def _capacities(graph: nx.DiGraph[str], duplex: str) -> tuple[list[str], Floats, dict[tuple[str, str], int]]:
