@@ -17,6 +17,8 @@ MANY = 2**10
 
 Laid: TypeAlias = "Lanes | CountedLanes"
 
+_Key: TypeAlias = "tuple[object, ...]"
+
 
 class LaneBook:
     """Remembers lanes, the oldest of which are forgotten.
@@ -30,16 +32,15 @@ class LaneBook:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._known: dict[tuple[bytes, ...], Laid] = {}
+        self._known: dict[_Key, Laid] = {}
         #: bytes of each when it was last asked for, and of all
-        self._weights: dict[tuple[bytes, ...], int] = {}
+        self._weights: dict[_Key, int] = {}
         self._held = 0
-        self._last: tuple[bytes, ...] = ()
+        self._last: _Key = ()
 
     def lanes(self, groups: Index, source: Column, target: Column) -> Laid:
         """Return the lanes of messages between these members of these groups."""
-        # digests, as millions of messages would make long keys
-        key = tuple(hashlib.blake2b(np.ascontiguousarray(column).data).digest() for column in (groups, source, target))
+        key = _key(groups, source, target)
         self._weigh(self._last)  # again, as it may have been looked at more closely since
         found = self._known.get(key)
         if found is None:
@@ -53,8 +54,15 @@ class LaneBook:
         self._last = key
         return found
 
-    def _weigh(self, key: tuple[bytes, ...]) -> None:
+    def _weigh(self, key: _Key) -> None:
         if key in self._known:
             weight = self._known[key].held_bytes
             self._held += weight - self._weights.get(key, 0)
             self._weights[key] = weight
+
+
+def _key(groups: Index, source: Column, target: Column) -> _Key:
+    """Return what lanes are remembered by: digests, as millions of messages would make long keys."""
+    digests = (hashlib.blake2b(np.ascontiguousarray(column).data).digest() for column in (groups, source, target))
+    # two groups of two are not one of four, although the numbers are the same
+    return (groups.shape, *digests)

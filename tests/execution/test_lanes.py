@@ -156,3 +156,11 @@ def test_messages_of_one_size_are_seldom_looked_at(name: str, monkeypatch: pytes
     (lanes,) = run_phases(collectives_named("direct").phases("all_to_all", 12_000, 12, 0), book, groups, course)
     assert isinstance(lanes, CountedLanes)
     assert ("exact" in vars(lanes)) == (name in LOOKED_AT)
+
+
+def test_the_book_tells_groups_by_their_size() -> None:
+    """Two groups of two are not one of four: the same workers in the same order."""
+    book, one, other = LaneBook(Star().network(4)), np.array([0]), np.array([1])
+    pairs, all_four = (book.lanes(np.arange(4).reshape(shape), one, other) for shape in ((2, 2), (1, 4)))
+    assert len(pairs.spans(np.array([8])).left) == 2
+    assert len(all_four.spans(np.array([8])).left) == 1
