@@ -25,12 +25,28 @@ def model(size: Size) -> str:
     return f"{size.width},{size.depth},{size.context},{heads(size)}"
 
 
-def plain(size: Size, name: str, workers: int, batch: int, steps: int, optimizer: str = "adamw") -> Side:
-    """Return the lower bound: one process, the whole batch."""
+def plain(
+    size: Size,
+    name: str,
+    workers: int,
+    batch: int,
+    steps: int,
+    optimizer: str = "adamw",
+    micro: int | None = None,
+) -> Side:
+    """Return the lower bound: one process, the whole batch.
+
+    Args:
+        micro: sequences of a micro-batch; default: the number that is quickest here.
+    """
     shape = ("--model", model(size), "--workers", workers, "--batch", batch)
+    command = side_command("plain_loop", *shape, "--steps", steps, "--optimizer", optimizer, "--rank", low_rank(size))
+    if micro is not None:
+        says = f"one process, {size.threads} threads, {workers * batch} sequences a step in micro-batches of {micro}"
+        return Side(name, (*command, "--micro", str(micro)), says)
     return Side(
         name,
-        side_command("plain_loop", *shape, "--steps", steps, "--optimizer", optimizer, "--rank", low_rank(size)),
+        command,
         f"one process, {size.threads} threads, {workers * batch} sequences a step in micro-batches of the best size",
         # one choice for all cases: it depends on the model alone
         tuned=side_command("plain_loop", "--model", model(size), "--workers", 1, "--batch", 256, "--choose-micro"),
