@@ -97,8 +97,7 @@ def test_blocks_are_spread_and_the_project_travels(project: Path, away: Callable
             away()
         with engine:
             if on_ray:
-                # typed as any Engine; with this scenario it is a RayEngine
-                nodes = [node for node, _ in engine._group.call("node")]  # type: ignore[attr-defined]
+                nodes = [node for node, _ in engine._group.call("node")]  # type: ignore[attr-defined]  # a RayEngine
                 held = ray.util.placement_group_table().values()
                 assert [each["strategy"] for each in held if each["state"] == "CREATED"] == ["SPREAD"]
             outcomes = list(engine.steps(1, 3))

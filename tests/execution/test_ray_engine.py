@@ -108,8 +108,7 @@ def test_an_interrupted_run_shuts_its_ray_down_and_leaves_no_folder_of_its_own()
 
     def interrupted() -> None:
         with engine:
-            # typed as any Engine; with this scenario it is a RayEngine
-            folders.append(Path(engine._folder.name))  # type: ignore[attr-defined]
+            folders.append(Path(engine._folder.name))  # type: ignore[attr-defined]  # a RayEngine here
             assert folders[0].is_dir()
             for outcome in engine.steps(1, 3):
                 assert outcome.step == 1
@@ -279,8 +278,7 @@ def test_an_actor_that_is_killed_from_outside_is_named(tmp_path: Path) -> None:
 
     def killed() -> None:
         for _ in engine.steps(1, 2000):
-            # as above
-            ray.kill(engine._group._actors[0])  # type: ignore[attr-defined]
+            ray.kill(engine._group._actors[0])  # type: ignore[attr-defined]  # as above
 
     with engine:
         began = time.monotonic()

@@ -24,6 +24,19 @@ def with_optimizer(sizes: tuple[int, ...] = (1001, 77)) -> StepOps:
     return (*hsdp_step(), *more, (ComputeOp(1e9, purpose="optimizer"),))
 
 
+def noted_replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of tasks of every replay from now on."""
+    replayed: list[int] = []
+    real = Replay.run
+
+    def run(self: Replay) -> object:
+        replayed.append(len(self._graph.tasks))
+        return real(self)
+
+    monkeypatch.setattr(Replay, "run", run)
+    return replayed
+
+
 def cuts(graph: StepGraph) -> list[tuple[int, int]]:
     return [(tasks.start, tasks.stop) for tasks, _ in sections(graph)]
 
@@ -74,15 +87,8 @@ def price(policy: Overlap, step: StepOps, speeds: tuple[float, ...], *, exact: b
 def test_only_what_needs_it_is_replayed(monkeypatch: pytest.MonkeyPatch, speeds: tuple[float, ...]) -> None:
     """Where workers end the passes together, the optimizer's waves are in closed form; the times are the replay's."""
     step = with_optimizer()
-    replayed: list[int] = []
-    real = Replay.run
-
-    def run(self: Replay) -> object:
-        replayed.append(len(self._graph.tasks))
-        return real(self)
-
     exact = price(FSDP(), step, speeds, exact=True).price(step)
-    monkeypatch.setattr(Replay, "run", run)
+    replayed = noted_replays(monkeypatch)
     found = price(FSDP(), step, speeds, exact=False).price(step)
     near = 1e-12 * exact.duration
     np.testing.assert_allclose(found.begin, exact.begin, rtol=0, atol=near)
@@ -94,15 +100,8 @@ def test_sections_that_workers_leave_at_different_times_are_not_cut(monkeypatch:
     """What one worker still sends then meets what another sends already: the whole step is replayed."""
     step = (*hsdp_step(), (ComputeOp(1e9, purpose="optimizer"),), *hsdp_step())
     speeds = tuple(1.0 + 0.05 * worker for worker in range(16))
-    replayed: list[int] = []
-    real = Replay.run
-
-    def run(self: Replay) -> object:
-        replayed.append(len(self._graph.tasks))
-        return real(self)
-
     exact = price(FSDP(), step, speeds, exact=True).price(step)
-    monkeypatch.setattr(Replay, "run", run)
+    replayed = noted_replays(monkeypatch)
     found = price(FSDP(), step, speeds, exact=False).price(step)
     assert replayed[-1] == len(found.graph.tasks)
     np.testing.assert_allclose(found.end, exact.end, rtol=0, atol=1e-12 * exact.duration)
